@@ -1,10 +1,10 @@
-"""Compare every pin of constraints.txt with the known advisories, and say what they come to.
+"""Compare every pin of constraints.txt with the known advisories, and print the result.
 
     scripts/audit.sh audit
 
-Exit code 0: every pin was compared, and what is known of it is accepted in `advisories.toml` with
-a reason. 1: there is an advisory that is not. 2: not every pin was compared, because no database
-could be reached or it does not have the package; nothing is said to be safe then.
+Exit code 0: every pin was compared, and each of its advisories is accepted in `advisories.toml`
+with a reason. 1: an advisory is not accepted. 2: not every pin was compared, because no database
+could be reached or it does not have the package; then nothing is reported to be safe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "constraints.txt"
 ACCEPTED = ROOT / "scripts" / "advisories.toml"
 SERVICES = ("pypi", "osv")
-"""Databases that pip-audit can ask, in the order in which they are tried."""
+"""Databases that pip-audit can query, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Advisory:
     Attributes:
         pin: `NAME VERSION`.
         names: Its id and its other ids, `CVE-...`, `GHSA-...`, `PYSEC-...`.
-        fixed_in: Versions in which it is fixed; empty where there is none.
+        fixed_in: Versions in which it is fixed; empty if there is none.
     """
 
     pin: str
@@ -41,7 +41,7 @@ class Advisory:
 
 
 def main() -> int:
-    """Ask the databases in turn, print what they have, and return the exit code."""
+    """Query the databases in turn, print the results, and return the exit code."""
     pins = read_pins(LOCK.read_text(encoding="utf-8"))
     accepted = read_accepted(ACCEPTED.read_text(encoding="utf-8"))
     compared: set[str] = set()
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def ask(service: str) -> tuple[str, str]:
-    """Return what pip-audit prints as JSON, and its last line of errors where it prints none."""
+    """Return the JSON that pip-audit prints, and its last line of errors if it prints none."""
     command = ["-r", str(LOCK), "--no-deps", "--disable-pip", "--format", "json"]
     command += ["--progress-spinner", "off", "--vulnerability-service", service]
     done = subprocess.run(  # noqa: S603 - of fixed words
@@ -95,8 +95,8 @@ def read_accepted(text: str) -> dict[str, str]:
 def read_answer(answer: str) -> tuple[set[str], list[Advisory]]:
     """Return the names that were compared, and the advisories for them.
 
-    What pip-audit skips, as its database does not have it, was not compared: pip-audit itself
-    ends with "No known vulnerabilities found" and exit code 0 there.
+    Packages that pip-audit skips, as its database does not have them, were not compared. pip-audit
+    itself ends with "No known vulnerabilities found" and exit code 0 in this case.
     """
     packages: Sequence[Mapping[str, Any]] = (json.loads(answer) if answer else {}).get(
         "dependencies", []

@@ -12,7 +12,7 @@ ITEM = re.compile(r"(?P<name>\*{0,2}[\w.]+): (?P<text>.*)")
 
 
 def docstring(value: Any) -> list[str]:
-    """Return a docstring as Markdown: sections as lists, examples as they are typed."""
+    """Return a docstring as Markdown: sections as lists, examples as code."""
     lines, section = [], ""
     for line in (inspect.getdoc(value) or "").splitlines():
         if found := SECTION.match(line):
@@ -31,7 +31,7 @@ def docstring(value: Any) -> list[str]:
 
 
 def signature(title: str, function: Any) -> list[str]:
-    """Return how a function is called, a parameter a line, with the values of its defaults."""
+    """Return a function's signature as Markdown, one parameter per line, with default values."""
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
     parts, starred = [], False
     for parameter in parameters:
@@ -49,7 +49,7 @@ def signature(title: str, function: Any) -> list[str]:
 
 
 def result_class(function: Any) -> type | None:
-    """Return the class of a function's result, where it is written beside the function."""
+    """Return the class of a function's result, if it is defined in the function's package."""
     name = inspect.signature(function).return_annotation
     found = vars(sys.modules[function.__module__]).get(str(name))
     package = function.__module__.rpartition(".")[0]
@@ -57,7 +57,7 @@ def result_class(function: Any) -> type | None:
 
 
 def public_methods(kind: type) -> list[str]:
-    """Return what a class itself defines for its users: documented, and no name of Python's own."""
+    """Return the names of documented public methods and properties that a class itself defines."""
     return [
         name
         for name, value in vars(kind).items()

@@ -1,7 +1,7 @@
-"""Write the tree of docs/architecture.md from the first lines of the modules' own docstrings.
+"""Write the tree of docs/architecture.md from the first lines of the modules' docstrings.
 
 python scripts/draw_modules.py            # writes
-python scripts/draw_modules.py --check    # exit code 1 where the document differs
+python scripts/draw_modules.py --check    # exit code 1 if the document differs
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Run the tests that compute as other processors would: `make test-processors`.
+"""Run the tests that compute with the instructions of other processors: `make test-processors`.
 
-The libraries below torch choose their instructions when they are loaded; environment variables hold
-them to fewer. What this processor cannot do is skipped, with the reason. Arguments go to pytest.
+The libraries below torch choose their instructions when they are loaded; environment variables
+restrict the choice. Settings that this processor cannot use are skipped, with the reason. Arguments
+are passed to pytest.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ TESTS = (
     "tests/benchmarks/test_claims_tracing.py",
     "tests/search/studies/test_checkpoints.py",
 )  # fmt: skip
-"""Where rounding matters, and nothing waits for a cluster or a server."""
+"""Tests where rounding matters, and that wait for no cluster or server."""
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to compute: what to call it, what it needs, and the environment that brings it."""
+    """One way to compute: its name, what it needs, and its environment variables."""
 
     name: str
-    needs: str  # of `torch.cpu.get_capabilities()`
+    needs: str  # a key of `torch.cpu.get_capabilities()`
     environment: Mapping[str, str]
 
 
@@ -47,13 +48,13 @@ SETTINGS = (
     _instructions("AVX-512", "avx512_f", "avx512", "AVX512_CORE", "AVX512"),
     _instructions("AVX-512 with bf16", "avx512_bf16", "avx512", "AVX512_CORE_BF16", "AVX512"),
     _instructions("AMX", "amx_bf16", "avx512", "AVX512_CORE_AMX", "AVX512"),
-    # Tests have one thread otherwise. Threads that spin while they wait would stall each other.
+    # Tests otherwise use one thread. Threads that spin while they wait would stall each other.
     Setting("2 threads", "", {"KRSCALE_TEST_THREADS": "2", "OMP_WAIT_POLICY": "passive"}),
 )
 
 
 def reason_to_skip(setting: Setting, capabilities: Mapping[str, Any], num_cpus: int) -> str:
-    """Return why this processor cannot compute so; empty when it can."""
+    """Return why this processor cannot use a setting; empty if it can."""
     if setting.needs and not capabilities.get(setting.needs, False):
         return f"this processor has no {setting.needs}"
     threads = int(setting.environment.get("KRSCALE_TEST_THREADS", "1"))

@@ -1,4 +1,4 @@
-"""Show a finished run's curve.html and report.html in Chromium, and keep what is seen.
+"""Take screenshots of a finished run's curve.html and report.html in Chromium.
 
     python scripts/screenshots.py [runs/digits] [--to docs/images]
 
@@ -23,11 +23,11 @@ from chromium import chromium, wait_for  # noqa: E402 - a helper of the tests
 
 MAX_BYTES = 150_000
 PAGES = {"curve.html": ("curve-html", (1100, 760)), "report.html": ("report", (1100, 1500))}
-"""Files of a run: the names of their pictures, and the size of the window."""
+"""File of a run -> the name of its picture, and the size of the window."""
 
 
 def main() -> int:
-    """Write the pictures; 1 where a page is missing or a picture is too large."""
+    """Write the pictures; return 1 if a page is missing or a picture is too large."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, default=ROOT / "runs" / "digits")
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "images")
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def small_png(content: bytes) -> bytes:
-    """Return a PNG with 64 colours of one's own, compressed as far as it goes.
+    """Return a PNG with its own palette of 64 colours, compressed as far as possible.
 
     >>> picture = io.BytesIO()
     >>> Image.effect_noise((64, 64), 90).convert("RGB").save(picture, "PNG")

@@ -1,4 +1,4 @@
-"""What the site shows otherwise than the sources of its pages: links to files of the repository."""
+"""Differences between the site and its sources: links to files of the repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Name the files that a page links to and the site does not have; mkdocs calls this."""
+    """Replace links to files that the site does not have with their names; called by mkdocs."""
     return OUTSIDE.sub(_named, markdown)
 
 

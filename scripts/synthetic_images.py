@@ -1,10 +1,10 @@
-"""Write a small folder of JPEG images in the shape of ImageNet, to run jobs on.
+"""Write a small folder of JPEG images with the layout of ImageNet, to run jobs on.
 
     python scripts/synthetic_images.py photos
     python scripts/synthetic_images.py imagenet --splits
 
-The first has photos/CLASS/IMAGE.JPEG, the second imagenet/train/CLASS/IMAGE.JPEG and the same in
-imagenet/val. Images are of many sizes and shapes; each class is a grating of its own direction and
+The first writes photos/CLASS/IMAGE.JPEG, the second imagenet/train/CLASS/IMAGE.JPEG and the same in
+imagenet/val. Images have many sizes and shapes. Each class is a grating with its own direction and
 colours, so that a network learns it in seconds. The same arguments write the same pixels.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 SIDES = (72, 160)
-"""Shortest and longest side in pixels: more than the 64 that the jobs cut them to."""
+"""Shortest and longest side in pixels: more than the 64 to which the jobs reduce them."""
 QUALITY = 85
 
 
@@ -27,7 +27,7 @@ def draw(label: int, num_classes: int, generator: np.random.Generator) -> Image.
 
     Args:
         label: The class, from 0.
-        num_classes: Of how many.
+        num_classes: Number of classes.
         generator: Draws size, phase, brightness and noise.
 
     >>> draw(0, 4, np.random.default_rng(0)).mode
@@ -45,13 +45,13 @@ def draw(label: int, num_classes: int, generator: np.random.Generator) -> Image.
 
 
 def write_folder(folder: Path, num_classes: int, num_images: int, seed: int) -> int:
-    """Write `folder/CLASS/IMAGE.JPEG`; return how many images.
+    """Write `folder/CLASS/IMAGE.JPEG`; return the number of images.
 
     Args:
-        folder: Is made; images of the same names are written over.
-        num_classes: Folders, named as those of ImageNet are (`n00000001`).
-        num_images: In each of them.
-        seed: Of the content; another split has another one.
+        folder: Created if missing; images of the same names are overwritten.
+        num_classes: Number of folders, named as those of ImageNet (`n00000001`).
+        num_images: Number of images in each folder.
+        seed: Seed of the content; each split has its own.
     """
     for label in range(num_classes):
         place = folder / f"n{label:08d}"
@@ -63,7 +63,7 @@ def write_folder(folder: Path, num_classes: int, num_images: int, seed: int) -> 
 
 
 def main() -> int:
-    """Write what the arguments ask for; refuse a folder that is there already."""
+    """Write what the arguments request; refuse a folder that exists."""
     arguments = _arguments()
     folder: Path = arguments.folder
     if folder.exists():

@@ -1,8 +1,9 @@
-"""Install the wheel as a stranger would, in a fresh environment of every Python there is.
+"""Install the wheel as a new user would, in a fresh environment of every available Python.
 
-`make test-wheel`: for each of Python 3.11 to 3.14 on this machine, an environment of its own,
-outside the checkout. First the core alone: the loss in a loop of one's own. Then `krscale[search]`:
-a small search from the commands. What fails is printed whole; a Python that is not here is said.
+`make test-wheel`: for each of Python 3.11 to 3.14 on this machine, a separate environment outside
+the checkout. First the core alone: the loss in a custom loop. Then `krscale[search]`: a small
+search with the commands. If a command fails, the end of its output is printed. A missing Python is
+reported.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _build(folder: Path) -> Path:
 
 
 def _torch_alone(folder: Path) -> Path:
-    """Write the pinned torch, whose other builds are gigabytes; all else is the newest there is."""
+    """Write only torch's pin, as other builds are gigabytes; all else is the newest version."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     file = folder / "torch.txt"
     file.write_text("\n".join(line for line in lines if line.startswith("torch==")))
@@ -108,7 +109,7 @@ def _try(version: str, wheel: Path, folder: Path) -> str:
 
 
 def _pythons(version: str) -> Iterator[str]:
-    """Yield the interpreters of a version: on the path, or where pyenv keeps them."""
+    """Yield the interpreters of a version, from the path and from pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [shutil.which(f"python{version}"), *pyenv.glob(f"{version}.*/bin/python")]
     for candidate in filter(None, candidates):
@@ -121,7 +122,7 @@ def _pythons(version: str) -> Iterator[str]:
 
 
 def _run(command: list[str], folder: Path, code: int = 0) -> str:
-    """Run a command outside the checkout, and return all that it printed."""
+    """Run a command outside the checkout, and return all its output."""
     left_out = ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV", "KRSCALE_STORAGE_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     try:

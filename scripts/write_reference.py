@@ -1,7 +1,7 @@
 """Write the pages docs/reference-*.md from the settings, the commands and the public functions.
 
 python scripts/write_reference.py            # writes
-python scripts/write_reference.py --check    # exit code 1 where a page differs
+python scripts/write_reference.py --check    # exit code 1 if a page differs
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ.pop("KRSCALE_STORAGE_PATH", None)  # a default that is read from it is not that of others
+os.environ.pop("KRSCALE_STORAGE_PATH", None)  # it would change a default on the page
 
 from docstrings import docstring, public_methods, result_class, signature  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
@@ -139,7 +139,7 @@ def _sections(model: type[BaseModel], name: str) -> Iterator[tuple[str, type[Bas
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:
-    """Return a table without the columns in which no row has anything."""
+    """Return a table without its empty columns."""
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:

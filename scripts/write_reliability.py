@@ -1,11 +1,11 @@
-"""Write docs/reliability.md from what the drills recorded, as `make drills` does at its end.
+"""Write docs/reliability.md from the records of the drills, as `make drills` does at its end.
 
-python scripts/write_reliability.py build/drills.jsonl   # takes new records over, writes the page
+python scripts/write_reliability.py build/drills.jsonl   # adds new records, writes the page
 python scripts/write_reliability.py                      # writes the page from the kept records
-python scripts/write_reliability.py --check              # exit code 1 where the page differs
+python scripts/write_reliability.py --check              # exit code 1 if the page differs
 
-The records of all drills are kept in `benchmarks/results/drills.json`; one that is run again
-replaces its record, and one whose test is gone loses it.
+The records of all drills are kept in `benchmarks/results/drills.json`. A drill that is run again
+replaces its record; the record of a removed drill is dropped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ held, and one that does not hold fails.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Take over new records, and write or compare the page."""
+    """Add new records, and write or compare the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path, nargs="?", help="what --drill-record wrote")
     parser.add_argument("--check", action="store_true", help="write nothing")
@@ -62,7 +62,7 @@ def _new_records(path: Path) -> list[dict[str, Any]]:
 def merged(
     kept: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]], root: Path = ROOT
 ) -> list[dict[str, Any]]:
-    """Return one record for each drill that still exists, the newest, by file and name."""
+    """Return the newest record of each drill that still exists, sorted by file and name."""
     by_drill = {(each["module"], each["name"]): dict(each) for each in [*kept, *new]}
     return [record for _, record in sorted(by_drill.items()) if _exists(record, root)]
 
@@ -106,7 +106,7 @@ def _section(title: str, kind: str, passed: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _main_kind(record: Mapping[str, Any]) -> str:
-    """Return the kind under which a drill stands: that of what it injected first."""
+    """Return the kind under which a drill is listed: that of its first injection."""
     kind: str = record["injections"][0]["kind"]
     return kind
 
@@ -124,7 +124,7 @@ def _drill(record: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a line that Markdown shows as it is."""
+    """Return a line escaped so that Markdown shows it literally."""
     return re.sub(r"([<>*_|\[\]])", r"\\\1", text)
 
 

@@ -1,8 +1,8 @@
 """Compare the two forms of attention transfer, each with its weight tuned at the same budget.
 
-Both forms get the same number of weights, evenly (on a log scale) over the range that a search of
-them uses, and the same seeds; the weight with the best mean validation accuracy is trained again
-with fresh seeds. Weight 0, which leaves KD, is the reference. The test split is never read.
+Both forms get the same seeds and the same number of weights, spaced evenly on a log scale over the
+range that a search uses. The weight with the best mean validation accuracy is trained again with
+fresh seeds. Weight 0, which leaves KD, is the reference. The test split is never read.
 
     python benchmarks/attention.py [--forms mean sum] [--weights 5] [--seeds 4]
         [--set train.num_epochs=16]
@@ -92,7 +92,7 @@ class Comparison:
 
 
 def grid(form: str, count: int) -> list[float]:
-    """Return weights evenly over the logarithm of the range that a search uses, ends included."""
+    """Return weights spaced evenly on a log scale over a search's range, ends included."""
     declared = search_ranges()[WEIGHTS[form]]
     if not isinstance(declared, SearchRange) or isinstance(declared.high, str):
         raise TypeError(f"{WEIGHTS[form]} is not searched in a range of numbers")

@@ -1,12 +1,12 @@
-"""What comparing data and store with their digests costs: opening them, and an epoch.
+"""Measure what comparing data and store with their digests costs, at opening and in an epoch.
 
 Writes `benchmarks/results/checked_reading.json`:
 
     python benchmarks/checked_reading.py [--images 20000] [--repeats 5]
 
-Images of 3x32x32 in 100 classes, random, for only the time counts. A process compares each block
-once; here what it has compared is forgotten before every second epoch, which is the worst case: an
-epoch on images and on a view that this process has not read.
+The images are random, of 3x32x32 in 100 classes, as only the time matters. A process compares each
+block once. Here its list of compared blocks is cleared before every second epoch, which is the
+worst case: the process has read neither the images nor the view of that epoch.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure(place: Path, num_images: int, repeats: int) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the CPU seconds that it takes, which other programs on the machine do not change."""
+    """Return the CPU seconds of some work, which do not depend on other programs."""
     started = time.process_time()
     work()
     return time.process_time() - started

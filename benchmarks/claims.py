@@ -1,15 +1,15 @@
-"""Measure the four claims of Knowledge Representing against opponents tuned as long.
+"""Measure the four claims of Knowledge Representing against opponents tuned for as long.
 
 Every number comes from `krscale tune` itself: independent searches for every family of methods, on
-each task with one teacher and one store. The same command again continues; what is finished
-stays, also without the folder of its run: `benchmarks/results/claims/` holds a small file for each
-search, to be committed.
+each task with one teacher and one store. The same command continues when it is run again. Finished
+searches are kept even without their run folders: `benchmarks/results/claims/` contains a small file
+for each search, to be committed.
 
     python benchmarks/claims.py [--quick] [--dry-run] [--tasks glyphs] [--data cifar10=PATH ...]
 
 Writes `benchmarks/results/claims.json`, `docs/claims.md` and its figures after every search; with
-`--quick`, which takes the embedded task alone unless `--tasks` names others, they go to the storage
-folder instead. `--page` draws page and figures from the results again.
+`--quick`, which uses only the embedded task unless `--tasks` names others, they are written to the
+storage folder instead. `--page` writes page and figures again from the results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from krscale.files import read_json, write_json
 
 
 def run(argv: Sequence[str]) -> int:
-    """Search what is not finished, and write what is known so far."""
+    """Run the searches that are not finished, and write the results so far."""
     arguments = _arguments(argv)
     if arguments.page:
         _write_page(arguments)
@@ -61,10 +61,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _task_runs(arguments: argparse.Namespace) -> list[TaskRun]:
-    """Return the tasks to measure; those whose data is not here are named.
+    """Return the tasks to measure; print those whose data is missing.
 
     Raises:
-        UserError: If a task that was asked for by name has no data here, or none at all has.
+        UserError: If tasks were named, and the data of one of them is missing.
     """
     runs = []
     for task in TASKS:
@@ -127,7 +127,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
                         help="independent searches of every family (default: 2)")  # fmt: skip
     parser.add_argument("--storage", type=Path, help="folder of the runs")
     arguments = parser.parse_args(argv)
-    # What another reader must type: not where the runs are kept, nor which part was run last.
+    # What a reader must type, without the folder of the runs and the part that was run last.
     arguments.repeated = [
         *(["--quick"] if arguments.quick else []),
         *(["--tasks", *arguments.tasks] if arguments.tasks else []),
@@ -140,7 +140,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class _Paths(argparse.Action):
-    """Takes TASK=PATH, any number of them."""
+    """Accepts any number of TASK=PATH."""
 
     def __call__(
         self,
@@ -149,7 +149,7 @@ class _Paths(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Keep the paths by task."""
+        """Store the paths by task."""
         names = [task.name for task in TASKS]
         found = {}
         for value in values:

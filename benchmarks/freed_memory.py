@@ -1,10 +1,10 @@
-"""Measure what malloc's settings do to a training step on CPUs, and what memory that costs.
+"""Measure the effect of malloc's settings on time and memory of a training step on CPUs.
 
     python benchmarks/freed_memory.py [--widths 6 16 64] [--rounds 3]
 
-Each figure is a process of its own with one thread, since malloc reads its settings when a process
-starts; the ways take turns. Writes `benchmarks/results/freed_memory.json` and its section of
-`docs/benchmarks.md`.
+Each figure is measured in a separate process with one thread, since malloc reads its settings when
+a process starts; the settings are measured in turns. Writes `benchmarks/results/freed_memory.json`
+and its section of `docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from krscale.files import write_json
 
 RESULT = ROOT / "benchmarks" / "results" / "freed_memory.json"
 WAYS: dict[str, dict[str, str]] = {
-    # A setting without effect, by which krscale leaves malloc as it is.
+    # A setting without effect; since it is set, krscale does not change malloc.
     "as by default": {"MALLOC_CHECK_": "0"},
     "kept": VARIABLES,
     "THP_MEM_ALLOC_ENABLE=1": {"MALLOC_CHECK_": "0", "THP_MEM_ALLOC_ENABLE": "1"},
 }
 CHANGES = (*TASK, "data.glyphs.num_train=512")
-"""One step an epoch, of 512 images of 32 x 32."""
+"""One step per epoch, of 512 images of 32 x 32."""
 NUM_STEPS = 3
 
 
@@ -90,7 +90,7 @@ def freed_memory_table(result: Mapping[str, Any]) -> str:
 
 
 def _measured(storage: Path, width: int) -> dict[str, float]:
-    """Return seconds of a step, of the system in all steps for each, and the most memory."""
+    """Return the seconds of a step, its mean system time in seconds, and the peak memory in MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_stime
     seconds = seconds_of_steps(str(storage), CHANGES, width, NUM_STEPS)
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -114,7 +114,7 @@ def _in_a_process(way: str, storage: Path, width: int) -> dict[str, float]:
 
 
 def _summed_up(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return medians of the rounds, and each way's time over the default's of the same round."""
+    """Return medians of the rounds, and each way's time relative to the default's."""
     seconds = {way: [one["seconds"] for one in each] for way, each in found.items()}
     default = next(iter(WAYS))
     return {

@@ -1,11 +1,11 @@
-"""Look at a GPU in a few minutes: numerics, speed, KR's cost, memory, students side by side.
+"""Check a GPU in a few minutes: numerics, speed, KR's cost, memory, students side by side.
 
     python benchmarks/gpu_check.py
-    python benchmarks/gpu_check.py --device cpu --tiny     # the program itself, anywhere
+    python benchmarks/gpu_check.py --device cpu --tiny     # tests the program on any machine
 
-Needs torch and krscale's core, no Ray, MLflow or Optuna. Writes `benchmarks/results/gpu.json` and
-its section of `docs/benchmarks.md`. Without a GPU it says so and ends with 2. With `--tiny` it only
-prints. No part begins once `--minutes` have passed; what was left out is named.
+Needs torch and krscale's core, but no Ray, MLflow or Optuna. Writes `benchmarks/results/gpu.json`
+and its section of `docs/benchmarks.md`. Without a GPU it prints that and ends with exit code 2.
+With `--tiny` it only prints. No part begins once `--minutes` have passed; skipped parts are listed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run every part; return 0, 1 where the numerics are beyond their bounds, 2 without a GPU."""
+    """Run every part; return 0, or 1 if the numerics exceed their bounds, or 2 without a GPU."""
     arguments = _arguments(words)
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -1,13 +1,13 @@
-"""Prepare, teach and train an epoch on images that are more than the memory may hold.
+"""Prepare, teach and train an epoch on more images than the allowed memory can hold.
 
 Writes `benchmarks/results/large_data.json`:
 
     python benchmarks/large_data.py [--images 65536] [--room 224]
 
-JPEG images in Parquet files are generated once. Then, with the kernel's limit on what a process may
-allocate (RLIMIT_DATA: all memory but mapped files) set to little more than importing krscale takes,
-data, teacher and store are prepared and a student is trained on them by KR. The limit is real when
-a plain copy of the training images is refused below it, which is tried at the end.
+JPEG images in Parquet files are generated once. Then the kernel's limit on what a process may
+allocate (RLIMIT_DATA: all memory but mapped files) is set to little more than importing krscale
+takes. Under it, data, teacher and store are prepared and a student is trained on them by KR. At the
+end a plain copy of the training images is tried: it must be refused, or the limit has no effect.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from krscale.setup.prepare import prepare
 from krscale.setup.sizes import find_size
 
 RESULT = ROOT / "benchmarks" / "results" / "large_data.json"
-# What the limit counts beside memory in use: Arrow's own allocator reserves 1 GB of addresses at
-# once, and glibc keeps large blocks that were freed.
+# The limit also counts memory that is not in use: Arrow's own allocator reserves 1 GB of addresses
+# at once, and glibc keeps large blocks that were freed.
 ALLOCATOR = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": "1048576"}
 SIDE, NUM_CLASSES, MEGA = 64, 10, 2**20
 SETTINGS = (
@@ -65,7 +65,7 @@ SETTINGS = (
 
 
 def main() -> None:
-    """Generate, measure in a process of its own, write and print."""
+    """Generate, measure in a separate process, write and print."""
     options = _arguments()
     folder = options.storage / f"images-{options.images}"
     if options.measure:
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _generate(folder: Path, num_images: int) -> int:
-    """Write Parquet files unless they are there; return their size in bytes."""
+    """Write Parquet files unless they exist; return their size in bytes."""
     for split, count in (("train", num_images), ("val", 1000), ("test", 1000)):
         file = folder / f"{split}-{count}.parquet"
         if not file.exists():
@@ -103,7 +103,7 @@ def _generate(folder: Path, num_images: int) -> int:
 
 
 def _write(file: Path, num_images: int, seed: int) -> None:
-    """Write smooth random images with a stripe that tells the class."""
+    """Write smooth random images with a stripe that encodes the class."""
     generator = np.random.default_rng(seed)
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
     half_done = file.with_suffix(".part")
@@ -181,7 +181,7 @@ def _status(name: str) -> int:
 
 
 class _Phases:
-    """Times what `prepare` says it is doing."""
+    """Times the phases that `prepare` reports."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -195,14 +195,14 @@ class _Phases:
             print(f"  {title}", file=sys.stderr, flush=True)
 
     def advance(self, done: int, total: int) -> None:
-        """Nobody watches."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
 
 
 class _Peaks:
-    """Looks at the process every 20 ms."""
+    """Samples the memory of this process every 20 ms."""
 
     def __init__(self) -> None:
         self.most = dict.fromkeys(("VmData", "RssAnon", "RssFile"), 0)

@@ -1,7 +1,7 @@
 """Measure whether mixup and CutMix help students: held-out accuracy with and without, over seeds.
 
-One teacher, trained without them, teaches all students; its store holds what it says of the mixed
-images. Prints, and writes nothing.
+One teacher, trained without them, teaches all students; its store contains its outputs for the
+mixed images. Prints, and writes no file.
 
     python benchmarks/mixing.py [--source digits] [--seeds 3] [--epochs 12] [--capacity 1/16]
         [--policies "mixup 0.2"] [--methods plain kr]

@@ -1,11 +1,11 @@
-"""From one's own folder of images and one's own teacher to a student: krscale and its peers.
+"""Train a student from a given folder of images and a given teacher: krscale and its peers.
 
     python benchmarks/own_folder.py [--peers torchdistill,timm,...] [--again]
 
-Every peer gets the recipe in `benchmarks/peers/NAME`, a virtual environment of its own, the same
-images, teacher, student, epochs and batch size, and its accuracy is that on the same test images.
-What was measured with the recipes as they are is kept, so the command goes on where it was
-stopped. Writes `benchmarks/results/own_folder.json` and its section of `docs/benchmarks.md`.
+Every peer has its recipe in `benchmarks/peers/NAME`, its own virtual environment, and the same
+images, teacher, student, epochs and batch size. All accuracies are on the same test images. Results
+of unchanged recipes are kept, so the command continues where it was stopped. Writes
+`benchmarks/results/own_folder.json` and its section of `docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _measure(name: str, storage: Path, shared: Path) -> dict[str, Any]:
 
 
 def _noted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Measure, and note of which code and beside what other load."""
+    """Measure, and add the commit, the command and the load of the machine."""
     load = os.getloadavg()[0]
     found = measure()
     return found | {

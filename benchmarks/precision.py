@@ -1,6 +1,7 @@
 """Measure bf16 against fp32 on this machine: the time of a KR step, and accuracy over seeds.
 
-Prints, and writes nothing: it says whether `train.precision = "auto"` is right about a processor.
+Prints, and writes no file. The result shows whether `train.precision = "auto"` chooses correctly on
+a processor.
 
     python benchmarks/precision.py [--seeds 8] [--capacity 1/16] [--device cuda]
 """

@@ -1,10 +1,10 @@
 """Compute on paper where a search on 8 and 256 GPUs spends time, bytes and money.
 
     python benchmarks/scaling.py            # writes the tables of docs/scaling.md
-    python benchmarks/scaling.py --check    # only tells whether they are up to date
+    python benchmarks/scaling.py --check    # only checks whether they are up to date
 
-Runs nothing: figures come from `benchmarks/results/`, from krscale's own networks and rows, and
-from the assumptions in `benchmarks/parts/at_size.py`, which are the place to change them.
+It trains nothing: figures come from `benchmarks/results/`, from krscale's own networks and rows of
+stores, and from the assumptions in `benchmarks/parts/at_size.py`, where they can be changed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def sections() -> dict[str, tuple[str, str]]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Write the page's sections, or compare them; 1 where they differ."""
+    """Write the page's sections, or compare them; return 1 if they differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(words).check

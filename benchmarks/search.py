@@ -1,9 +1,9 @@
-"""Measure what the search is worth: against the stock recipes, its own overhead, its samplers.
+"""Measure the search: its gain over the stock recipes, its own overhead, and its samplers.
 
     python benchmarks/search.py [--parts contenders,efficiency,noop,sampling,transfer,simulation]
 
-`make bench-search` runs the parts of its default. `record` trains the students whose learning
-curves `sampling`, `transfer` and `simulation` play over; they are kept in
+`make bench-search` runs the default parts. `record` trains the students whose learning curves
+`sampling`, `transfer` and `simulation` replay; the curves are kept in
 `benchmarks/results/learning_curves.json`. Writes `benchmarks/results/search.json` and its section
 of `docs/benchmarks.md`; parts left out keep their last result.
 """
@@ -34,7 +34,7 @@ from krscale.files import write_json
 
 RESULT = ROOT / "benchmarks" / "results" / "search.json"
 RAY_SECONDS_PER_TRIAL = 0.05
-"""Of Tune's controller, until the no-op trials have been measured."""
+"""Seconds of Tune's controller, used until the no-op trials have been measured."""
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
             result["command"] = shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]])
             result["commit"] = commit()
             seconds = round(time.perf_counter() - started)
-            # What else ran: the load before a part, and at its end with its own in it.
+            # The load before a part shows other programs; at its end it includes the part's own.
             loads = [round(load, 1), round(os.getloadavg()[0], 1)]
             result.setdefault("parts", {})[name] = {
                 "seconds": seconds, "load_before_and_after": loads,

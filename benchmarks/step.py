@@ -1,4 +1,4 @@
-"""Measure what the store is worth: steps, building, accuracy, loading and memory.
+"""Measure the effect of the store: steps, building, accuracy, loading and memory.
 
 Writes `benchmarks/results/step.json` and its section of `docs/benchmarks.md`. Runs without Ray,
 wherever torch does:
@@ -33,7 +33,7 @@ from parts.widths import measure_widths
 from krscale.files import write_json
 
 RESULT = ROOT / "benchmarks" / "results" / "step.json"
-# Small, because a step takes as long whatever the number of samples.
+# Small, because the time of a step does not depend on the number of samples.
 TIMED = (
     "data.glyphs.image_size=32",
     "data.glyphs.num_train=512",
@@ -49,7 +49,7 @@ LEARNED = (
     "data.glyphs.num_test=64",
     "teacher.width=16",
     "teacher.num_epochs=12",
-    # Short, for the sake of many seeds: how far two trainings drift apart hides the difference.
+    # Short, to allow for many seeds: the spread between two trainings hides the difference.
     "train.num_epochs=4",
 )
 

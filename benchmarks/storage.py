@@ -1,4 +1,4 @@
-"""Measure what a storage on S3 costs over a folder: the search of `make run`, in turns.
+"""Measure what a storage on S3 costs compared to a folder: the search of `make run`, in turns.
 
     python benchmarks/storage.py [--rounds N] [--set KEY=VALUE ...]
 
@@ -37,7 +37,7 @@ def main() -> None:
     costs: dict[str, list[Costs]] = {"folder": [], "s3": []}
     with s3_server() as where:
         for number in range(arguments.rounds):
-            # The other way round in every second round: whoever is first finds colder files.
+            # The order is reversed in every second round: the first search reads colder files.
             for name in sorted(costs, reverse=bool(number % 2)):
                 costs[name].append(_cost(name, where, number, arguments.set))
                 print(f"round {number + 1}: {name} {costs[name][-1]}", flush=True)
@@ -63,7 +63,7 @@ def _cost(name: str, where: str, number: int, settings: list[str]) -> Costs:
             **CREDENTIALS,
             "AWS_ENDPOINT_URL": f"http://{where}",
             "KRSCALE_CACHE_PATH": str(folder / "cache"),
-            # With Ray's 15 its workers give way to whatever else runs on the machine.
+            # With Ray's default of 15 its workers yield to everything else on the machine.
             "RAY_worker_niceness": "0",
         }
         return run_search([f"storage_path={storage}", *settings], variables)

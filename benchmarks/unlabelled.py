@@ -1,9 +1,9 @@
-"""Measure what images without labels give: a share of the digits is labelled, the rest is not.
+"""Measure the gain from images without labels: only a share of the digits is labelled.
 
-Prints, and writes nothing. Each seed draws the labelled images anew, and trains a teacher and its
-students with it. With and without the unlabelled images, students take equally many steps. The
-teacher learns from the labelled images, or (`--teacher all`) from all with their labels, as one
-would that comes with weights of its own.
+Prints, and writes no file. Each seed draws other labelled images, and trains a teacher and its
+students with them. Students take equally many steps with and without the unlabelled images. The
+teacher learns from the labelled images, or (`--teacher all`) from all images with their labels,
+like a teacher that is given with its weights.
 
     python benchmarks/unlabelled.py [--seeds 5] [--labelled 0.1] [--capacity 1/16] [--teacher all]
 """
@@ -36,7 +36,7 @@ NUM_EPOCHS = 12
 """Passes over all training images, labelled or not: the default."""
 TEACHER_EPOCHS = 300
 Found = dict[tuple[str, str], list[float]]
-"""Test accuracies in percent, one for each seed, by what was learned from and the method."""
+"""Test accuracies in percent, one for each seed, by training data and method."""
 
 
 def main() -> None:
@@ -94,10 +94,10 @@ def _of_seed(
         experiment = load(None, [*common, *settings])
         prepared = _prepared(experiment)
         assets = Assets.open(prepared)
-        # One and the same, with the unlabelled images and without.
+        # The same teacher, with the unlabelled images and without.
         found["the", "teacher"] = _teacher(experiment, assets, Path(prepared.teacher_path))
         for method in METHODS:
-            if method != "plain" or way.startswith("without"):  # it does not see them
+            if method != "plain" or way.startswith("without"):  # plain does not use them
                 found[way, method] = _student(experiment, assets, method)
     return found
 
@@ -129,7 +129,7 @@ def _accuracy(model: torch.nn.Module, assets: Assets) -> float:
 
 
 def _write_data(folder: Path, share: float, seed: int) -> tuple[int, int]:
-    """Write the digits, a share of train with labels; return the number of these, and of all."""
+    """Write the digits, a share of train with labels; return the numbers of these, and of all."""
     dataset = prepare_data(DataConfig(), folder / "cache")
     train, generator = dataset.split("train"), np.random.default_rng(seed)
     kept = []

@@ -1,12 +1,13 @@
-"""What threads that wait for each other cost, on free cores and beside a busy neighbour.
+"""Measure the cost of threads that wait for each other, on free cores and beside busy processes.
 
-Prints training steps of the default teacher a second, by number of threads, by how they wait, and
-by the number of processes that keep other cores busy; relative to one thread on free cores:
+Prints the training steps per second of the default teacher, relative to one thread on free cores,
+by the number of threads, by how they wait, and by the number of processes that keep other cores
+busy:
 
     python benchmarks/waiting.py [--seconds 4] [--rounds 2]
 
-Each figure is a process of its own, since a thread pool reads its settings when it is loaded; the
-median of the rounds is printed.
+Each figure is measured in a separate process, since a thread pool reads its settings when it is
+loaded; the median of the rounds is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-# Nothing of krscale up here: it says how threads wait, before torch is loaded.
+# krscale is not imported here: it sets how threads wait, before torch is loaded.
 ROOT = Path(__file__).resolve().parents[1]
 NEIGHBOUR = "while True: pass"
 WAYS: dict[str, dict[str, str]] = {
@@ -33,7 +34,7 @@ SETTINGS = tuple({name for way in WAYS.values() for name in way})
 
 
 def main() -> None:
-    """Measure every way beside 0, 1 and as many neighbours as there are cores, and print."""
+    """Measure every way beside 0, 1 and as many busy processes as there are cores, and print."""
     options = _arguments()
     if options.measure:
         print(steps_per_second(options.seconds))
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def beside(crowd: int, way: str, seconds: float) -> float:
-    """Return the steps a second of one way beside so many busy processes."""
+    """Return the steps per second of one way beside `crowd` busy processes."""
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     env = {**kept, **WAYS[way], "PYTHONPATH": os.pathsep.join(sys.path)}
     others = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(crowd)]
@@ -71,7 +72,7 @@ def beside(crowd: int, way: str, seconds: float) -> float:
 
 
 def steps_per_second(seconds: float) -> float:
-    """Train the default teacher on random images of its size, in this process."""
+    """Return the steps per second of the default teacher on random images, in this process."""
     import torch  # before krscale, see above
     from torch.nn import functional as F
 

@@ -1,10 +1,10 @@
-"""Measure what workers and nodes give: Ray Train against torchrun, 1 and 2 workers, starts, nodes.
+"""Measure workers and nodes: Ray Train against torchrun, 1 and 2 workers, starts, nodes.
 
 Writes `benchmarks/results/workers.json` and its section of `docs/benchmarks.md`:
 
     python benchmarks/workers.py [--parts loop,speedup,group_norm,starts,nodes] [--tiny]
 
-For a machine with two cores and nothing else to do: the load average stands beside each part.
+For an idle machine with two cores; the load average is recorded with each part.
 With `--tiny` it only prints.
 """
 
@@ -68,10 +68,10 @@ def main(words: list[str] | None = None) -> None:
 
 
 def measure_loop(storage: Path, changes: Sequence[str], width: int, rounds: int) -> dict[str, Any]:
-    """Return a step of workers that Ray Train has started, over torchrun's.
+    """Return the time of a step of workers started by Ray Train, relative to torchrun's.
 
-    Two workers leave Ray's own processes no core here, one leaves them one: `spare_core`. On a
-    machine with more cores than workers that is the common case.
+    Here two workers leave no core for Ray's own processes; one worker leaves one (`spare_core`),
+    which is the usual case on a machine with more cores than workers.
     """
     import ray
 
@@ -85,7 +85,7 @@ def measure_loop(storage: Path, changes: Sequence[str], width: int, rounds: int)
             try:
                 found = statistics.median(by_ray_train(*asked))
             finally:
-                ray.shutdown()  # its processes would be there while torchrun's are timed
+                ray.shutdown()  # its processes would run while torchrun's are timed
             seconds.setdefault(f"ray_train{end}", []).append(found)
             found = statistics.median(by_torchrun(*asked))
             seconds.setdefault(f"torchrun{end}", []).append(found)
@@ -100,11 +100,11 @@ def measure_loop(storage: Path, changes: Sequence[str], width: int, rounds: int)
 def measure_speedup(
     storage: Path, changes: Sequence[str], width: int, rounds: int
 ) -> dict[str, Any]:
-    """Return how many times as fast two workers are as one, each with one thread.
+    """Return how many times as fast as one worker two workers are, each with one thread.
 
-    Beside it stands what the machine allows: two processes at once, each with a worker's share of
-    the batch, that exchange nothing. All are timed in turns of a few steps by the same two
-    processes, since a machine that others share changes within a minute.
+    The result includes what the machine allows: two processes at once, each with a worker's share
+    of the batch, that exchange nothing. All are timed in turns of a few steps by the same two
+    processes, since the speed of a shared machine changes within a minute.
     """
     prepared(storage, changes)
     seconds = in_turns_by_torchrun(WORKERS, str(storage), changes, width, rounds)
@@ -121,7 +121,7 @@ def measure_speedup(
 
 
 def workers_table(result: Mapping[str, Any]) -> str:
-    """Return the results beside their goals; what was not measured is said to be so."""
+    """Return the results beside their goals, and name the parts that were not measured."""
     rows = []
     if loop := result.get("loop"):
         rows += [
@@ -181,7 +181,7 @@ def _ratio(name: str, seconds: Mapping[str, list[float]], over: str, under: str)
 
 
 def _shown(part: Mapping[str, Any], name: str) -> str:
-    between = part.get(f"{name}_interval")  # results of before have none
+    between = part.get(f"{name}_interval")  # older results have none
     return f"{part[name]}" if between is None else f"{part[name]} [{between[0]}, {between[1]}]"
 
 

@@ -1,1 +1,1 @@
-"""What `benchmarks/step.py` measures, one part a file."""
+"""Parts of the programs in `benchmarks/`."""

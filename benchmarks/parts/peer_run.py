@@ -1,4 +1,4 @@
-"""Install a peer into a virtual environment of its own, run its recipe, read what it reached."""
+"""Install a peer into its own virtual environment, run its recipe, and read its accuracy."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ sys.meta_path.insert(0, _Schemas())
 
 
 class PeerError(Exception):
-    """A command of a recipe failed; the end of what it printed."""
+    """A command of a recipe failed; the message contains the end of its output."""
 
 
 def prepare(storage: Path) -> Path:
-    """Make images and teacher, once; return their folder."""
+    """Make images and teacher unless they exist; return their folder."""
     folder = storage / "shared"
     if not (folder / "teacher.pt").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -55,15 +55,15 @@ def prepare(storage: Path) -> Path:
 
 
 def install(peer: Peer, storage: Path) -> dict[str, Any]:
-    """Run the commands of `install.sh` in a new virtual environment, unless it is there.
+    """Run the commands of `install.sh` in a new virtual environment, unless it exists.
 
     Args:
-        peer: Whose recipe.
+        peer: The peer to install.
         storage: Keeps environments from one run of the benchmark to the next.
 
     Returns:
-        `install_seconds` of the whole, when it was made, and `not_cloned`, the repositories that
-        could not be reached.
+        `install_seconds`, the total time of the installation, and `not_cloned`, the repositories
+        that could not be reached.
 
     Raises:
         PeerError: If anything but a clone fails.
@@ -93,7 +93,7 @@ def install(peer: Peer, storage: Path) -> dict[str, Any]:
 
 
 def environment_of(peer: Peer, storage: Path) -> Path:
-    """Return its virtual environment: one for the same commands, and the same krscale."""
+    """Return a peer's virtual environment: one per list of commands and commit of krscale."""
     commands = " ".join(peer.commands("install"))
     known = commands + (commit() if "$KRSCALE" in commands else "")
     return storage / f"env-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
@@ -103,8 +103,8 @@ def run(peer: Peer, storage: Path, shared: Path) -> dict[str, Any]:
     """Run the commands of `run.sh` in a new folder with the images and the teacher.
 
     Returns:
-        `seconds` and `test_accuracy`; or `not_run`, the reason, where what the recipe runs is
-        missing and nothing stands in for it.
+        `seconds` and `test_accuracy`; or `not_run`, the reason, if what the recipe runs is missing
+        and has no stand-in that trains.
     """
     environment, folder = environment_of(peer, storage), storage / f"work-{peer.name}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +131,7 @@ def run(peer: Peer, storage: Path, shared: Path) -> dict[str, Any]:
 
 
 def run_loops(storage: Path, shared: Path) -> dict[str, Any]:
-    """Run the plain loop and the one with KR; count what the second one adds."""
+    """Run the plain loop and the one with KR; count the lines that the second one adds."""
     loops = SHARED.parent / "own_loop"
     folder = storage / "work-own_loop"
     shutil.rmtree(folder, ignore_errors=True)
@@ -154,7 +154,7 @@ def run_loops(storage: Path, shared: Path) -> dict[str, Any]:
 def _environment(folder: Path) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     binaries = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    # One thread each, as the networks are small; no cluster that happens to be there.
+    # One thread each, as the networks are small; an existing cluster is not used.
     alone = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
     return kept | alone | {"PATH": binaries, "VIRTUAL_ENV": str(folder), "KRSCALE": str(ROOT)}
 
@@ -168,7 +168,7 @@ def _add_schemas(folder: Path) -> None:
 
 
 def _shell(command: str, folder: Path, environment: Mapping[str, str]) -> str:
-    """Run a command line; return what it prints on both streams."""
+    """Run a command line; return its output on both streams."""
     done = subprocess.run(
         ["/bin/sh", "-c", command], cwd=folder, env=dict(environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,

@@ -1,8 +1,8 @@
 """Learning curves at any point of the space, predicted from those that were recorded.
 
 A forest of extremely randomised trees per size (Geurts, Ernst and Wehenkel, 2006), as is usual for
-benchmarks of searches (Eggensperger et al., AAAI 2015). It is noiseless, and knows nothing that
-lies between the recorded points: it compares ways to search, not students.
+benchmarks of searches (Eggensperger et al., AAAI 2015). It is noiseless, and has no information
+from between the recorded points: it serves to compare ways to search, not students.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ class Surrogate:
     """The learning curve of every size as a function of the settings.
 
     Args:
-        recorded: What `recording.read_recorded` returns. Trainings that did not end, because a
-            loss became infinite, count as guessing among the classes.
+        recorded: What `recording.read_recorded` returns.
+        guessing: Accuracy of guessing among the classes, used for trainings that did not end
+            because a loss became infinite.
     """
 
     def __init__(self, recorded: Mapping[str, Any], guessing: float = 0.05) -> None:
@@ -45,7 +46,7 @@ class Surrogate:
         return found
 
     def agreement(self, recorded: Mapping[str, Any]) -> dict[str, float]:
-        """Return how well held-out curves' ends are predicted: rank correlation, by size."""
+        """Return the rank correlation of predicted and true ends of held-out curves, by size."""
         from scipy.stats import spearmanr
         from sklearn.base import clone
         from sklearn.model_selection import cross_val_predict

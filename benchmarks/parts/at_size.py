@@ -1,7 +1,7 @@
-"""Where time, bytes and money of a search go on paper: `docs/scaling.md` is what this computes.
+"""Estimate on paper where a search spends time, bytes and money, for `docs/scaling.md`.
 
-Nothing is measured here. What this repository has measured comes from `benchmarks/results/`, the
-networks and rows from krscale itself, and all else stands in `Assumed`.
+Nothing is measured here. Measured figures come from `benchmarks/results/`, networks and rows of
+stores from krscale itself, and everything else is in `Assumed`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from parts.measuring import ROOT
 JOB = ROOT / "jobs" / "imagenet_resnet.toml"
 NUM_CLASSES, NUM_IMAGES = 1_000, 1_281_167
 RESNET50 = {"parameters": 25_557_032, "flops": 8.18e9, "activations": 11.1e6, "norms": 53}
-"""Of ResNet-50 at 224 pixels, as published; 2 FLOPs per multiply-add."""
+"""ResNet-50 at 224 pixels, as published; 2 FLOPs per multiply-add."""
 RESNET50_TAPS = 16
 """15 blocks before the last, and the classifier."""
 GIGA = 1e9
@@ -35,7 +35,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class Assumed:
-    """What nobody here has measured.
+    """Assumptions that were not measured here.
 
     Attributes:
         gpu_tflops: Dense bf16 peak of one GPU, from the data sheet of an H100 SXM.
@@ -73,8 +73,8 @@ class Assumed:
         """Return the GPU's seconds for an image, and what bounds them.
 
         Args:
-            network: Which runs.
-            training: Forward, backward and the optimiser's step; else a forward.
+            network: The network that runs.
+            training: Whether forward, backward and the optimiser's step run, or only a forward.
         """
         passes = self.training_passes if training else self.forward_passes
         flops = network.flops * (3 if training else 1)
@@ -88,13 +88,13 @@ class Assumed:
 
 
 class Size(NamedTuple):
-    """How large a network is.
+    """Size of a network.
 
     Attributes:
-        parameters: All of them.
+        parameters: Number of all parameters.
         flops: Of a forward of one image, 2 per multiply-add.
-        activations: Numbers that its convolutions put out for one image.
-        norms: Batch norms.
+        activations: Number of values that its convolutions output for one image.
+        norms: Number of batch norms.
     """
 
     parameters: float
@@ -103,14 +103,14 @@ class Size(NamedTuple):
     norms: int
 
     def scaled(self, share: float) -> Size:
-        """Return a network with so much of the parameters, by its width."""
+        """Return a network with a share of the parameters, by its width."""
         return Size(
             self.parameters * share, self.flops * share, self.activations * share**0.5, self.norms
         )
 
 
 class Measured(NamedTuple):
-    """What this repository has measured, and where it stands.
+    """What this repository has measured.
 
     Attributes:
         kr_over_plain: A step of KR with the store over a plain one, on a GPU, the worst of the
@@ -118,9 +118,9 @@ class Measured(NamedTuple):
         part_ms: Least time of a part of a step (`train.gradient_accumulation`): kernels' starts.
         gather_gb_s: Pixels that one thread gathers a second.
         driver_ms: The driver's CPU time for a trial: ask, Ray, reports, end.
-        journal_bytes: Of a trial.
-        epochs_share: Of a whole trial's epochs that run, with the default early stopping.
-        bits: In which the store keeps a class.
+        journal_bytes: Bytes of a trial in the journal.
+        epochs_share: Share of a whole trial's epochs that run, with the default early stopping.
+        bits: Bits in which the store keeps a class.
     """
 
     kr_over_plain: float
@@ -135,7 +135,7 @@ class Measured(NamedTuple):
     def of(
         cls, step: Mapping[str, Any], search: Mapping[str, Any], gpu: Mapping[str, Any]
     ) -> Measured:
-        """Take the figures out of `step.json`, `search.json` and `gpu.json`."""
+        """Take the figures from `step.json`, `search.json` and `gpu.json`."""
         found = search["simulated"]
         trials = found["num_trials"]
         busy = found["workers_busy"] * found["num_workers"] * found["wall_seconds"]
@@ -157,16 +157,16 @@ class Task:
     """A data set, a teacher and a ladder.
 
     Attributes:
-        name: For the table.
+        name: Name in the table.
         side: Pixels of an image's side.
         num_train: Training images.
         num_views: Views of each.
-        num_epochs: Of a student.
-        teacher_epochs: Of the teacher; 0 where it comes trained.
+        num_epochs: Epochs of a student.
+        teacher_epochs: Epochs of the teacher; 0 if it is given trained.
         batch: Images of a step.
-        num_parts: In which a step is computed.
-        num_taps: Of the teacher, the classifier included.
-        where_bytes: Of a row of the store of positions.
+        num_parts: Parts in which a step is computed.
+        num_taps: Taps of the teacher, including the classifier.
+        where_bytes: Bytes of a row of the store of positions.
         teacher: Its size.
         students: Sizes of the ladder, smallest first.
         checkpoint_seconds: How often a trial may keep a checkpoint.
@@ -188,7 +188,7 @@ class Task:
 
     @property
     def data_bytes(self) -> float:
-        """Of the training images as they are mapped."""
+        """Bytes of the training images as they are mapped."""
         return self.num_train * 3.0 * self.side**2
 
     def layout(self, bits: int) -> Layout:
@@ -200,13 +200,13 @@ class Task:
         return self.layout(bits).bytes_per_row + self.where_bytes
 
     def store_bytes(self, bits: int) -> float:
-        """Of all views of all images."""
+        """Bytes of all views of all images."""
         return float(self.num_train * self.num_views * self.row_bytes(bits))
 
 
 @dataclass(frozen=True)
 class ImageNet:
-    """What networks need to hear of the data of a job."""
+    """Properties of a job's data that networks need."""
 
     num_train: int
     image_shape: tuple[int, int, int]
@@ -214,7 +214,7 @@ class ImageNet:
 
 
 def small_images() -> Task:
-    """Return the task of `jobs/imagenet_resnet.toml`, its networks as krscale builds them."""
+    """Return the task of `jobs/imagenet_resnet.toml`, with the networks that krscale builds."""
     experiment = load(JOB, [])
     side = int(tomllib.loads(JOB.read_text(encoding="utf-8"))["data"]["files"]["image_size"])
     num_train = round(NUM_IMAGES * (1.0 - experiment.data.test_fraction))
@@ -241,7 +241,7 @@ def small_images() -> Task:
 
 
 def size_of(network: nn.Module, image_shape: tuple[int, int, int]) -> Size:
-    """Count what a network on meta tensors takes.
+    """Return the size of a network on meta tensors.
 
     Args:
         network: Convolutions, batch norms and a classifier.
@@ -265,7 +265,7 @@ def size_of(network: nn.Module, image_shape: tuple[int, int, int]) -> Size:
 
 
 def large_images(small: Task) -> Task:
-    """Return the same at 224 pixels, with ResNet-50 as a teacher that comes trained.
+    """Return the same task at 224 pixels, with ResNet-50 as a teacher that is given trained.
 
     Students have the same shares of the teacher's parameters.
     """

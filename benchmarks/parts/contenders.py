@@ -1,8 +1,8 @@
-"""(a) The same trials three ways: the product, Ray Tune as its documentation has it, bare Optuna.
+"""(a) The same trials run by krscale, by Ray Tune as in its documentation, and by bare Optuna.
 
-All train the same students for the same epochs with the same loop. The other two ask the teacher in
-every step, since neither has anywhere to keep what it said; one thread a trial on Ray, all cores in
-the single process. Nothing stops early, so that the work is the same.
+All train the same students for the same epochs with the same loop. The other two run the teacher in
+every step, since neither stores its outputs. A trial on Ray uses one thread; the single process
+uses all cores. Nothing stops early, so that the work is the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METHOD = "kd"
 def online_training(
     experiment: Experiment, prepared: Prepared, width: int, values: Mapping[str, Any]
 ) -> Training:
-    """Build a training of KD that runs the teacher in every step, from what lies on the disk."""
+    """Build a training of KD that runs the teacher in every step, from prepared files."""
     assets = Assets.open(prepared)
     own = trial_experiment(experiment, METHOD, dict(values), seed=0)
     training = build_training(own, assets, width, Workers.alone())
@@ -112,7 +112,7 @@ def run_optuna_loop(
 def run_bare_students(
     experiment: Experiment, prepared: Prepared, size: StudentSize, num_trials: int
 ) -> float:
-    """Return the wall seconds of as many plain trainings in a row: no search does without."""
+    """Return the wall seconds of `num_trials` plain trainings in a row, which any search needs."""
     assets = Assets.open(prepared)
     own = trial_experiment(experiment, "plain", {}, seed=0)
 
@@ -126,7 +126,7 @@ def run_bare_students(
 
 
 def with_threads(num_threads: int, run: Callable[[], float]) -> float:
-    """Run something with so many threads in this process."""
+    """Run a function with `num_threads` threads in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

@@ -36,7 +36,7 @@ def write_section(name: str, title: str, text: str, document: Path = DOCUMENT) -
 
 
 def replaced(content: str, name: str, title: str, text: str) -> str:
-    """Return a page with another text of a section; added at the end where it has none."""
+    """Return a page with a section replaced, or added at the end if it has none."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     section = f"{begin}\n## {title}\n\n{text.strip()}\n{end}\n"
     found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}\n", re.DOTALL)

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/gpu_check.py`, on synthetic images and networks of krscale's own."""
+"""The parts of `benchmarks/gpu_check.py`, on synthetic images and krscale's own networks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NUM_CLASSES = 10
 FP32_BOUND, BF16_BOUND = 1e-4, 5e-2
 """Largest relative error of a loss against the CPU."""
 KR_STEPS = (("fp32", False, 2.0**-20), ("fp32, convolutions in TF32", True, 2.0**-11))
-"""Name, whether convolutions may use TF32 (torch lets them), and roundings of that arithmetic: of
-TF32 one, of fp32 the several that a convolution's sum has."""
+"""Name, whether convolutions may use TF32 (torch allows it by default), and the size of rounding
+errors: of one rounding in TF32, and of the several roundings of a convolution's sum in fp32."""
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -33,12 +33,12 @@ PEAK_TFLOPS = {
     "L40S": 362.0,
     "L4 ": 121.0,
 }
-"""Dense bf16 peaks from the data sheets of cards, by a part of torch's name of them."""
+"""Dense bf16 peaks from the data sheets of cards, by a part of torch's name for the card."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is computed: images of CIFAR's size, or the smallest that run."""
+    """Amount of computation: images of CIFAR's size, or the smallest that run."""
 
     side: int = 32
     batch: int = 256
@@ -50,7 +50,7 @@ class Sizes:
 
     @classmethod
     def tiny(cls) -> Sizes:
-        """Return sizes of a second on one core."""
+        """Return sizes that take a second on one core."""
         return cls(side=8, batch=20, teacher=4, student=4, steps=1, together=(1, 2), seconds=0.0)
 
 
@@ -63,7 +63,7 @@ def all_parts(device: torch.device, sizes: Sizes, peak: float) -> dict[str, Call
     Args:
         device: Where to measure.
         sizes: Of networks and batches.
-        peak: TFLOP/s of the card in bf16, or 0 where it is not known.
+        peak: TFLOP/s of the card in bf16, or 0 if it is not known.
     """
     return {
         "numerics": partial(numerics, device, sizes),
@@ -72,7 +72,7 @@ def all_parts(device: torch.device, sizes: Sizes, peak: float) -> dict[str, Call
 
 
 def known_peak(name: str) -> float:
-    """Return the peak of a card in TFLOP/s, by torch's name of it; 0 where it is not known.
+    """Return the peak of a card in TFLOP/s, by torch's name for it; 0 if it is not known.
 
     Example:
         >>> known_peak("NVIDIA H100 80GB HBM3"), known_peak("NVIDIA L4"), known_peak("Voodoo")
@@ -85,7 +85,7 @@ def known_peak(name: str) -> float:
 def numerics(device: torch.device, sizes: Sizes) -> dict[str, dict[str, float]]:
     """Return the relative errors of losses and of a KR step's gradient against the CPU's.
 
-    The CPU gets its inputs in float64; a loss that computes in fp32 does so there, too.
+    The CPU gets its inputs in float64; a loss that computes in fp32 does so there as well.
     """
     found = {}
     generator = torch.Generator().manual_seed(0)
@@ -106,7 +106,7 @@ def numerics(device: torch.device, sizes: Sizes) -> dict[str, dict[str, float]]:
 
     right = gradient(torch.float64, 0.0)
     for name, tf32, rounding in KR_STEPS:
-        # The gradient may move as far as it does when the images alone are rounded like this.
+        # The gradient may differ by as much as when only the images are rounded like this.
         moved = _row(gradient(torch.float64, rounding), right, 0.0)["error"]
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
             mine = gradient(torch.float32, 0.0, device)
@@ -115,8 +115,8 @@ def numerics(device: torch.device, sizes: Sizes) -> dict[str, dict[str, float]]:
 
 
 def kr_setting(device: torch.device, sizes: Sizes) -> tuple[KRLoss, nn.Module, Tensor, Tensor]:
-    """Return the KR loss, its student and a batch, on a device; a copy of those first made."""
-    return copy.deepcopy(_made(device, sizes))  # one copy of all, so that the loss has its student
+    """Return the KR loss, its student and a batch on a device; copies of those made first."""
+    return copy.deepcopy(_made(device, sizes))  # copied together: the loss keeps its student
 
 
 @lru_cache
@@ -182,7 +182,7 @@ def speed(device: torch.device, sizes: Sizes, peak: float) -> dict[str, dict[str
 
 
 def gpu_table(result: Mapping[str, Any] | None) -> str:
-    """Return the section of the page; "not measured" where there is no result."""
+    """Return the section of the page; "not measured" if there is no result."""
     if result is None:
         return "Not measured: no GPU was at hand. `python benchmarks/gpu_check.py` measures."
     lines = [f"`python benchmarks/gpu_check.py` at `{result['commit'][:12]}`: {result['machine']}."]

@@ -1,4 +1,4 @@
-"""A GPU at size: KR's cost over a plain step, and `docs/scaling.md`'s seconds against real ones."""
+"""KR's cost over a plain step on a GPU, and the seconds of `docs/scaling.md` against real ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from parts.steps import measure_steps
 
 
 def cost(device: torch.device, sizes: Sizes) -> list[dict[str, Any]]:
-    """Return what a step of KR and of KD with the store takes over a plain one, for each student.
+    """Return the time of steps of KR and KD with the store over plain ones, for each student.
 
     Args:
         device: Where they train.
@@ -47,9 +47,9 @@ def cost(device: torch.device, sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def against_paper(device: torch.device, sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """Return microseconds of an image in the networks of a job, and what the page assumes.
+    """Return the microseconds per image in the networks of a job, and what the page assumes.
 
-    In bf16 under autocast, steps of plain training and the teacher's forward.
+    Steps of plain training and the teacher's forward are timed in bf16 under autocast.
 
     Args:
         device: Where they run.
@@ -94,7 +94,7 @@ def _image_seconds(
     *,
     training: bool,
 ) -> float:
-    """Return the seconds of one image, in batches of the benchmark's size."""
+    """Return the seconds per image, in batches of the benchmark's size."""
     network = network.to(device).train(training)
     if device.type == "cuda":
         network = network.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Students on one GPU as they share it in a search: each in a process of its own."""
+"""Students that share one GPU as in a search, each in a separate process."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ WAIT_SECONDS = 240.0
 
 
 class Gate(Protocol):
-    """What a `multiprocessing.Barrier` does."""
+    """Interface of a `multiprocessing.Barrier`."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return when all are here."""
+        """Wait for all processes."""
 
 
 class Student(NamedTuple):
-    """What one process reports.
+    """The result of one process.
 
     Attributes:
-        samples_per_second: Of its own steps, between the same two moments as all others.
-        peak_mib: Of its tensors; 0 on the CPU.
+        samples_per_second: Rate of its own steps, in the same period as all others.
+        peak_mib: Peak memory of its tensors; 0 on the CPU.
     """
 
     samples_per_second: float
@@ -53,12 +53,12 @@ class Student(NamedTuple):
 def together(
     device: torch.device, sizes: Sizes, run: Callable[..., list[Any]] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return what several students at once train, over one; each is a process.
+    """Return the throughput of several simultaneous students over that of one.
 
     Args:
         device: Where they train.
         sizes: Of networks and batches; `sizes.together` are the numbers of students.
-        run: `run_processes`; tests give another.
+        run: `run_processes`; tests pass another.
     """
     start = run or run_processes
     found: dict[str, dict[str, float]] = {}
@@ -88,7 +88,7 @@ def train_student(gate: Gate, device: torch.device, sizes: Sizes) -> Student:
     passed = time.perf_counter() - started
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(device) >> 20 if on_gpu else 0
-    gate.wait(WAIT_SECONDS)  # nobody leaves the GPU to the others while they are timed
+    gate.wait(WAIT_SECONDS)  # no process ends while others are still timed
     return Student(steps * sizes.batch / passed, peak)
 
 
@@ -98,9 +98,10 @@ def memory(
     run: Callable[..., list[Any]] | None = None,
     read: MemoryReader = read_memory,
 ) -> dict[str, Any]:
-    """Return what the probe of `search.gpus_per_trial = "auto"` finds, and what a trial takes.
+    """Return the memory that the probe of `search.gpus_per_trial = "auto"` finds, and a trial's.
 
-    Both in processes of their own, one after the other, as CUDA counts others on the GPU, too.
+    Each runs in a separate process, one after the other, as CUDA also counts the memory of other
+    processes on the GPU.
     """
     start = run or run_processes
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +143,7 @@ def memory_task(sizes: Sizes, device: torch.device) -> tuple[str, ...]:
 def probe_memory(
     gate: Gate, experiment: Experiment, prepared: Prepared, read: MemoryReader
 ) -> GpuMemory:
-    """Do what a search does before its first trial."""
+    """Probe the memory as a search does before its first trial."""
     gate.wait(WAIT_SECONDS)
     width = _width(experiment, prepared)
     candidate = ProbeCandidate(experiment.distill.method, width, {})
@@ -152,7 +153,7 @@ def probe_memory(
 def trial_memory(
     gate: Gate, experiment: Experiment, prepared: Prepared, read: MemoryReader
 ) -> GpuMemory:
-    """Train as a trial does, every epoch of it."""
+    """Train all epochs as a trial does; return the memory."""
     gate.wait(WAIT_SECONDS)
     device = torch.device(experiment.train.device)
     width = _width(experiment, prepared)
@@ -163,7 +164,7 @@ def trial_memory(
 
 
 def run_processes(work: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
-    """Return what `work(gate, *arguments)` gives in so many new processes at once."""
+    """Return the results of `work(gate, *arguments)` in `number` new processes at once."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         gate = manager.Barrier(number)
@@ -184,10 +185,10 @@ def _found(memory: GpuMemory | None) -> GpuMemory:
 
 class _Silent:
     def phase(self, title: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def advance(self, done: int, total: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Do nothing."""

@@ -10,7 +10,7 @@ from krscale.models.resnet import resnet
 from krscale.models.staged import StagedNetwork
 
 NUM_GROUPS = 16
-"""Groups of every norm; fewer where they do not divide the channels."""
+"""Groups of every norm; fewer if this number does not divide the channels."""
 
 
 def group_norm_resnet(num_classes: int, in_channels: int, width: int) -> StagedNetwork:
@@ -19,7 +19,7 @@ def group_norm_resnet(num_classes: int, in_channels: int, width: int) -> StagedN
     Source: Wu, He, *Group Normalization*, ECCV 2018, arXiv 1803.08494.
 
     Args:
-        num_classes: Logits.
+        num_classes: Number of logits.
         in_channels: Channels of the images.
         width: Channels of the first stage.
     """

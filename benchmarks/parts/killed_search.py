@@ -34,7 +34,7 @@ NUM_TRIALS, NUM_FINALS, NUM_STUDIES = 4, 2, 2
 """Of the settings above: two methods at one capacity."""
 NUM_ALL = NUM_STUDIES * (NUM_TRIALS + NUM_FINALS)
 START_SECONDS = 1800
-"""After so long a start counts as hung; long, for machines that others use as well."""
+"""Time after which a start counts as hung; long enough for shared machines."""
 
 
 @dataclass
@@ -42,8 +42,8 @@ class Round:
     """What happened in a round.
 
     Attributes:
-        kills: For each kill how many seconds after its start, and how many trials had ended.
-        changed: Trials that had ended before a kill and were not the same at the end.
+        kills: For each kill, the seconds since its start and the number of trials that had ended.
+        changed: Trials that had ended before a kill and were different afterwards.
     """
 
     name: str
@@ -56,17 +56,16 @@ class Round:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: so many seconds after so many trials have ended, or after the start."""
+    """When to kill: `seconds` after `num_ended` trials have ended, or after the start if 0."""
 
     num_ended: int
     seconds: float
 
     @classmethod
     def draw(cls, draws: random.Random, found: Round, early: bool) -> Moment:
-        """Draw one that lies after the kills so far; one in four lies before the first trial.
+        """Draw a moment after the kills so far; one in four comes before the first trial.
 
-        With `early` all do that come before a trial has ended: while data, teacher and store are
-        made.
+        With `early` the first two kills do so: while data, teacher and store are made.
         """
         if draws.random() < 0.25 or (early and len(found.kills) < 2):
             return cls(0, draws.uniform(4.0, 20.0))
@@ -74,7 +73,7 @@ class Moment:
         return cls(draws.randint(min(least, NUM_ALL), NUM_ALL), draws.uniform(0.0, 2.0))
 
     def wait(self, process: subprocess.Popen[bytes], run: Path) -> None:
-        """Return when it has come, or when the process has ended before."""
+        """Wait until the moment has come, or the process has ended."""
         deadline = time.perf_counter() + START_SECONDS
         while self.num_ended and _num_ended(run) < self.num_ended:
             if process.poll() is not None or time.perf_counter() > deadline:
@@ -92,8 +91,8 @@ def run_round(
     Args:
         storage: Of all rounds; they share data, teacher and store.
         name: Of the run.
-        draws: Where the random moments come from.
-        num_kills: How often at most; a start that ends by itself is the last.
+        draws: Source of the random moments.
+        num_kills: Maximum number of kills; a start that ends by itself is the last.
         early: Whether the first two kills come soon, before trials begin.
     """
     found = Round(name)
@@ -116,7 +115,7 @@ def forget_round(storage: Path, name: str) -> None:
 
 
 def _start(storage: Path, found: Round, moment: Moment | None) -> int:
-    """Run the command once; kill it when the moment comes; return how it ended."""
+    """Run the command once; kill it when the moment comes; return its exit code."""
     log = storage / f"{found.name}-{len(found.kills)}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -129,7 +128,7 @@ def _start(storage: Path, found: Round, moment: Moment | None) -> int:
         try:
             return process.wait(timeout=START_SECONDS if moment is None else 0.0)
         except subprocess.TimeoutExpired:
-            # The driver alone, as when a machine's owner kills it; Ray's own processes notice.
+            # Only the driver, as when a machine's owner kills it; Ray's own processes detect it.
             process.send_signal(signal.SIGKILL)
             process.wait()
             found.kills.append(

@@ -1,4 +1,4 @@
-"""(d) The loader on 50,000 images of 32x32x3 with pad-crop and flip, and what others do instead."""
+"""(d) The loader on 50,000 images of 32x32x3 with pad-crop and flip, and its alternatives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUM_WORKERS = 2
 
 
 def write_images(path: Path, num_samples: int) -> None:
-    """Write a training split of random pixels as krscale keeps it."""
+    """Write a training split of random pixels in krscale's format."""
     path.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (num_samples, *IMAGE_SHAPE), dtype=np.uint8)
@@ -54,9 +54,9 @@ def images_at(path: Path, num_samples: int) -> Dataset:
 
 
 def measure_loader(storage: Path, num_rounds: int) -> dict[str, Any]:
-    """Return samples per second of each way to make batches, and ours over theirs.
+    """Return samples per second of each way to make batches, and krscale's over the others'.
 
-    Wall seconds, since the others use processes of their own; an epoch of each, in turns.
+    In wall seconds, since the others use separate processes; an epoch of each, in turns.
     """
     write_images(storage / "images", NUM_SAMPLES)
     dataset = images_at(storage / "images", NUM_SAMPLES)
@@ -91,7 +91,7 @@ def _exhaust(batches: Any) -> None:
 
 
 def _dataloader(dataset: _PerSample, num_workers: int) -> Any:
-    # A batched data set gives one item that is a whole batch already.
+    # A batched data set returns one item that is a whole batch already.
     collate = operator.itemgetter(0) if isinstance(dataset, _Batched) else None
     return DataLoader(
         dataset, BATCH_SIZE, shuffle=True, num_workers=num_workers, collate_fn=collate

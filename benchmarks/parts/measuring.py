@@ -1,4 +1,4 @@
-"""Clocks, ratios of things measured in turns, and what a result must say of where it came from."""
+"""Clocks, ratios of things measured in turns, and the machine and commit of a result."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time every piece of work once per round, after one round that does not count.
 
-    In turns, so that whatever slows the machine for a while slows all of them; in another order
-    every round, so that none always follows the same one, nor whatever comes and goes at its pace.
+    They take turns, so that a temporary slowdown of the machine affects all of them. The order
+    changes every round, so that none always follows the same one, or coincides with a periodic
+    disturbance.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     names, generator = list(work), torch.Generator().manual_seed(0)
@@ -88,7 +89,7 @@ def machine(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Return the commit the numbers belong to; marked when the code differs from it."""
+    """Return the commit that the numbers belong to; marked if the code differs from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]

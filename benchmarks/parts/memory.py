@@ -1,7 +1,7 @@
 """(e) Resident memory of 1 and of 8 trials that share data and store through mapped pages.
 
-Run as a script this file is one trial: it opens data and store, reads every row of both through
-the loader, says so, and waits to be looked at.
+Run as a script, this file is one trial: it opens data and store, reads every row of both through
+the loader, prints that it is ready, and waits until its memory has been measured.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ COUNTS = (1, 8)
 def measure_memory(storage: Path) -> dict[str, Any]:
     """Return MB of memory of several trials at once, for two sizes of data and store.
 
-    `rss_mb` is what the trials hold together at the larger size, shared pages counted once (the
-    sum of their proportional set sizes). `private_mb_per_trial` is what each of 8 holds alone.
+    `rss_mb` is the memory of all trials together at the larger size, with shared pages counted once
+    (the sum of their proportional set sizes). `private_mb_per_trial` is the private memory of each
+    of 8 trials.
     """
     together: dict[str, float] = {}
     private: dict[str, float] = {}
@@ -62,7 +63,7 @@ def _write(folder: Path, num_samples: int) -> float:
 
 
 def _hold(folder: Path, size: int, count: int) -> tuple[float, float]:
-    """Start trials and look at them once all are ready; return MB together, and alone (mean)."""
+    """Start trials, measure them once all are ready; return total MB, and mean private MB."""
     root = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join([root, str(Path(root).parent)])
     trials = [

@@ -1,4 +1,4 @@
-"""A trial that does nothing: what is left is the search's own work."""
+"""A trial that does nothing, to measure the search's own work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class NoopTrial(tune.Trainable):
     """Reports one epoch, without torch, data or training."""
 
     def setup(self, config: dict[str, Any], **parameters: Any) -> None:
-        """Take what the product's trial takes."""
+        """Accept the arguments of krscale's trial."""
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""A search on so many GPUs: seconds of every phase, and what is asked of every resource."""
+"""A search on a number of GPUs: seconds of every phase, and the demand on every resource."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import NamedTuple
 from parts.at_size import GIGA, Assumed, Measured, Size, Task
 
 DECODERS = 8
-"""Threads that krscale decodes images with."""
+"""Threads with which krscale decodes images."""
 
 
 class Phase(NamedTuple):
-    """A piece of work, after the one before it.
+    """A piece of work, which follows the previous one.
 
     Attributes:
-        wall: Its seconds.
-        used: Seconds of GPUs in which one computes.
+        wall: Its wall seconds.
+        used: Seconds in which GPUs compute, summed over all GPUs.
     """
 
     wall: float
@@ -26,12 +26,12 @@ class Phase(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What is asked of a resource.
+    """The demand on a resource.
 
     Attributes:
-        asked: How much of it.
-        there: How much there is; 0 where it is not known.
-        unit: Of both.
+        asked: How much of it is needed.
+        there: How much is available; 0 if it is not known.
+        unit: Unit of both.
     """
 
     asked: float
@@ -43,10 +43,10 @@ class Exchange(NamedTuple):
     """The seconds of one step that several GPUs share.
 
     Attributes:
-        alone: Of the whole step on one GPU, divided by their number.
-        compute: Of each GPU for its own images.
-        gradients: To add them up; the part that the backward does not hide counts.
-        norms: Exchanges of batch norm, which nothing hides.
+        alone: Seconds of the whole step on one GPU, divided by the number of GPUs.
+        compute: Seconds of each GPU for its own images.
+        gradients: Seconds to sum them; only the part that the backward does not hide counts.
+        norms: Seconds of the exchanges of batch norm, which nothing hides.
     """
 
     alone: float
@@ -56,19 +56,19 @@ class Exchange(NamedTuple):
 
     @property
     def efficiency(self) -> float:
-        """What each GPU does, over what it would do alone."""
+        """Speed of each GPU relative to its speed alone."""
         beyond = max(0.0, self.gradients - 2 / 3 * self.compute)
         return self.alone / (self.compute + beyond + self.norms)
 
 
 @dataclass(frozen=True)
 class OnPaper:
-    """A search of some task on so many GPUs.
+    """A search on a task with a number of GPUs.
 
     Attributes:
         task: What is searched.
-        gpus: How many, one trial on each.
-        num_trials: Of the tuning; final trainings come on top.
+        gpus: Number of GPUs, with one trial on each.
+        num_trials: Trials of the tuning, without the final trainings.
         num_finals: Whole trainings with fresh seeds.
         assumed: What was not measured.
         measured: What was.
@@ -83,7 +83,7 @@ class OnPaper:
 
     @property
     def nodes(self) -> int:
-        """Machines."""
+        """Number of machines."""
         return -(-self.gpus // self.assumed.gpus_per_node)
 
     def step_seconds(self, student: Size) -> tuple[float, str]:
@@ -102,7 +102,7 @@ class OnPaper:
         return self.task.num_train * self.task.num_epochs / self.rate(student)
 
     def phases(self) -> dict[str, Phase]:
-        """Return every phase in its order."""
+        """Return every phase, in order."""
         task, assumed = self.task, self.assumed
         forward, _ = assumed.image_seconds(task.teacher, training=False)
         step, _ = assumed.image_seconds(task.teacher, training=True)
@@ -124,22 +124,22 @@ class OnPaper:
         }
 
     def _filling(self) -> float:
-        """Return the seconds in which all machines bring data and stores into their memory."""
+        """Return the seconds in which all machines load data and stores into their memory."""
         kept = (self.task.data_bytes + self.task.store_bytes(self.measured.bits)) / GIGA
         together = self.nodes * kept / self.assumed.storage_gb_s
         return max(together, kept / self.assumed.node_link_gb_s)
 
     def with_the_teacher_in_every_step(self) -> float:
-        """Return the GPU-seconds of the trials if each ran the teacher for itself."""
+        """Return the GPU-seconds of the trials if each ran the teacher itself."""
         forward, _ = self.assumed.image_seconds(self.task.teacher, training=False)
         images = self.task.num_train * self.task.num_epochs * self.measured.epochs_share
         return self.phases()["trials"].used + forward * images * self.num_trials
 
     def demands(self) -> dict[str, Demand]:
-        """Return what the trials ask of every resource while they run."""
+        """Return the demand of the trials on every resource while they run."""
         task, assumed, measured = self.task, self.assumed, self.measured
         rates = [self.rate(student) for student in task.students]
-        mean = len(rates) / sum(1 / rate for rate in rates)  # places are busy with slow ones longer
+        mean = len(rates) / sum(1 / rate for rate in rates)  # slow trials occupy a GPU for longer
         row = 3.0 * task.side**2 + task.row_bytes(measured.bits)
         kept = (task.data_bytes + task.store_bytes(measured.bits)) / GIGA
         trials = self.num_trials / self.phases()["trials"].wall
@@ -171,7 +171,7 @@ class OnPaper:
         }
 
     def exchange(self, network: Size, workers: int) -> Exchange:
-        """Return a step of one training that so many GPUs share, in one part."""
+        """Return a step of one training that `workers` GPUs share, computed in one part."""
         task, assumed = self.task, self.assumed
         inside = workers <= assumed.gpus_per_node
         link = assumed.gpu_link_gb_s if inside else assumed.node_link_gb_s
@@ -184,7 +184,7 @@ class OnPaper:
 
 
 def _wall(lengths: Sequence[float], places: int) -> float:
-    """Return when trainings end that are started in order, each on the first free place."""
+    """Return the end of trainings that are started in order, each on the first free GPU."""
     free = [0.0] * min(places, max(1, len(lengths)))
     for length in lengths:
         heapq.heappush(free, heapq.heappop(free) + length)

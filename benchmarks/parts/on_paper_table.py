@@ -61,7 +61,7 @@ def phases_table(searches: Sequence[OnPaper]) -> str:
 
 
 def demands_table(searches: Sequence[OnPaper]) -> str:
-    """Return what is asked of every resource while trials run, and which share of it that is."""
+    """Return the demand on every resource while trials run, and its share of what is available."""
     rows: dict[str, list[str]] = {}
     for search in searches:
         for name, demand in search.demands().items():
@@ -86,7 +86,7 @@ def exchange_table(searches: Sequence[OnPaper]) -> str:
 
 
 def conclusions(searches: Sequence[OnPaper]) -> str:
-    """Return what follows, in sentences whose figures are computed."""
+    """Return the conclusions, in sentences whose figures are computed."""
     few, many = searches[0], searches[-1]
     bounds = {search.step_seconds(s)[1] for search in searches for s in search.task.students}
     bound = " or ".join({"memory": "the GPU's memory"}.get(b, b) for b in sorted(bounds))
@@ -161,7 +161,7 @@ def measured_table(measured: Measured) -> str:
 
 
 def _beyond(searches: Sequence[OnPaper]) -> str:
-    """Name the other resources of which more than a half is asked for."""
+    """Name the other resources of which more than half is needed."""
     largest: dict[str, tuple[float, str]] = {}
     for search in searches:
         for name, demand in search.demands().items():
@@ -173,7 +173,7 @@ def _beyond(searches: Sequence[OnPaper]) -> str:
 
 
 def _paid(search: OnPaper, *, prepared: bool = False) -> float:
-    """Return the GPU-hours that are paid; what comes first needs one GPU if it is done before."""
+    """Return the GPU-hours that are paid; if `prepared`, the first phases need only one GPU."""
     first = ("images decoded", "teacher trained", "probes fitted") if prepared else ()
     return sum(
         phase.wall * (1 if name in first else search.gpus)

@@ -1,4 +1,4 @@
-"""A learner that asks the teacher in every step, as is done everywhere else."""
+"""A learner that runs the teacher in every step, as other libraries do."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from krscale.setup.teacher import LoadedTeacher
 
 
 class Online(nn.Module):
-    """Wraps a learner so that its batches carry what the teacher says now.
+    """Wraps a learner so that its batches contain the teacher's logits of the same step.
 
     Args:
         learner: The student and its method.
         teacher: Run in every step.
-        last_tap_only: KD needs no more than the teacher's own logits.
+        last_tap_only: Whether to read only the teacher's own logits, as KD needs no more.
     """
 
     def __init__(self, learner: Learner, teacher: LoadedTeacher, *, last_tap_only: bool) -> None:
         super().__init__()
         self.learner = learner
         self.last_tap_only = last_tap_only
-        # In a tuple, so that the student's `train()` does not reach it.
+        # In a tuple, so that the student's `train()` does not affect it.
         self.teacher = (teacher.tapped.eval(), teacher.probes.eval())
 
     def forward(self, batch: Batch) -> LearnerOutput:
-        """Ask the teacher, then do as the learner does."""
+        """Run the teacher, then the learner."""
         tapped, probes = self.teacher
         with torch.no_grad():
             if self.last_tap_only:

@@ -1,4 +1,4 @@
-"""(a) The product against stock recipes, (b) its efficiency, (c) starts, (d) no-op trials."""
+"""(a) krscale against stock recipes, (b) its efficiency, (c) starts, (d) no-op trials."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from parts.watched_search import Watch, watched_search
 
 NUM_WORKERS = 2
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Ray's default of 15 makes its workers give way to whatever else runs on the machine, the loop in a
+# With Ray's default of 15, its workers yield to everything else on the machine. The loop in a
 # single process does not, and the two are compared.
 COMMON = (
     "teacher.num_epochs=1",
@@ -55,8 +55,8 @@ LARGE = (
     "student.width_multiple=16",
     "train.num_epochs=4",
 )
-"""The contenders': r comes near to 30 in seconds, too, only where students are large enough that
-their FLOPs are what takes the time, and as wide as the processor likes it."""
+"""For the contenders. r is near 30 in seconds as well only if students are large enough that their
+FLOPs dominate the time, and if their width suits the processor."""
 LONG = (
     *COMMON,
     "data.glyphs.num_train=4096",
@@ -70,12 +70,12 @@ LONG_TRIALS = 16
 
 
 def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
-    """Run the same trials with the product, with stock Ray Tune and in a bare Optuna loop."""
+    """Run the same trials with krscale, with stock Ray Tune and in a bare Optuna loop."""
     setting = _setting(storage, LARGE, METHOD, num_trials)
     size = ladder_sizes(Networks.resolve(setting.experiment, setting.assets.dataset))[0]
     space = fitting_space(Networks.resolve(setting.experiment, setting.assets.dataset))
     arguments = setting.experiment, setting.prepared, size, space, num_trials
-    timed = max(1, num_trials // 2)  # they differ in nothing
+    timed = max(1, num_trials // 2)  # all of them are alike
     bare = run_bare_students(*arguments[:3], timed) * num_trials / timed
     seconds = {"bare_students": bare}
     print(f"  {seconds}", flush=True)
@@ -84,7 +84,7 @@ def measure_contenders(storage: Path, num_trials: int) -> dict[str, Any]:
         watches = [_product(storage, setting, (size,))]
         seconds["stock_ray"] = run_stock_ray(*arguments)
         print(f"  {seconds}", flush=True)
-        # Once more, so that what slowed the machine meanwhile does not count for one side alone.
+        # Once more, so that a temporary slowdown of the machine does not affect one side alone.
         watches.append(_product(storage, setting, (size,)))
     finally:
         ray.shutdown()
@@ -126,7 +126,7 @@ def measure_efficiency(storage: Path) -> dict[str, Any]:
     finally:
         ray.shutdown()
     worker_seconds = NUM_WORKERS * watch.wall
-    # Before the first step lie what Ray starts once and the imports of the workers.
+    # Ray's single start and the imports of the workers come before the first step.
     first = min(watch.begun.values())
     last = max(watch.begun[name] + length for name, length in watch.lengths.items())
     in_steps = sum(watch.steps.values())
@@ -146,7 +146,7 @@ def measure_efficiency(storage: Path) -> dict[str, Any]:
 
 
 def measure_noop(storage: Path, num_trials: int) -> dict[str, Any]:
-    """Return how many trials that do nothing pass through searcher, journal and Tune a second."""
+    """Return the no-op trials per second through searcher, journal and Tune."""
     capacities = ["1/128", "1/64", "1/32", "1/16"]
     methods = ["plain", "kd"]
     per_study = num_trials // (len(capacities) * len(methods))
@@ -175,7 +175,7 @@ def measure_noop(storage: Path, num_trials: int) -> dict[str, Any]:
 
 
 def forward_seconds_ratio(setting: Setting, size: StudentSize) -> float:
-    """Return r in seconds: the teacher's over the student's forward, as this machine has it."""
+    """Return r in seconds: the teacher's over the student's forward on this machine."""
     training = build_training(setting.experiment, setting.assets, size.width, Workers.alone())
     return forward_ratio(training, setting.teacher(), time.process_time)
 

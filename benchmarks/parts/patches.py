@@ -1,4 +1,4 @@
-"""A network that is cheap on large images: it looks at patches, as if they were pixels."""
+"""A network that is cheap on large images: it processes patches as if they were pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which peers there are, at which versions, and what each of them does not do."""
+"""The peers, their versions, and what each of them does not do."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from parts.measuring import ROOT
 
 PEERS = ROOT / "benchmarks" / "peers"
 SHARED = PEERS / "shared"
-"""Images, teacher and student: the user's own before any of the peers comes in."""
+"""Images, teacher and student, which the user has before any of the peers is used."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Peer:
 
     Attributes:
         name: Its folder in `benchmarks/peers/`.
-        title: What the table calls it.
-        does: What of the task it takes over, and the search that it makes.
+        title: Its name in the table.
+        does: The part of the task that it performs, and its search.
         lacks: What it does not do.
-        accuracy: Regular expression of the test accuracy in what it prints; the last match counts.
-        scale: Of the number that it prints, to a share.
+        accuracy: Regular expression of the test accuracy in its output; the last match counts.
+        scale: Factor from the printed number to a share.
         needs: File of a cloned repository that its commands run.
-        stand_in: Program of `benchmarks/parts/` that is run where that file could not be cloned.
-        stand_in_trains: Whether it makes the whole training, so that it may be timed.
+        stand_in: Program of `benchmarks/parts/` that is run if that file could not be cloned.
+        stand_in_trains: Whether the stand-in runs the whole training, so that it may be timed.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Peer:
 
     @property
     def folder(self) -> Path:
-        """Where its recipe is."""
+        """Folder of its recipe."""
         return PEERS / self.name
 
     @property
     def files(self) -> list[Path]:
-        """What the user writes: configuration and code."""
+        """Files that the user writes: configuration and code."""
         return sorted(path for path in self.folder.iterdir() if path.suffix != ".sh")
 
     def commands(self, name: str) -> list[str]:
@@ -58,7 +58,7 @@ class Peer:
         return commands_of((self.folder / f"{name}.sh").read_text(encoding="utf-8"))
 
     def count(self) -> dict[str, int]:
-        """Count what the user types: commands, words of them, lines of configuration and code."""
+        """Count what the user types: commands, their words, lines of configuration and code."""
         lines = {"config": 0, "code": 0}
         for path in self.files:
             kind = "code" if path.suffix == ".py" else "config"
@@ -72,7 +72,7 @@ class Peer:
         }
 
     def digest(self) -> str:
-        """Return what a result belongs to: the recipe and what all peers share."""
+        """Return the digest of the recipe and of the files that all peers share."""
         content = hashlib.sha256()
         for path in sorted([*self.folder.iterdir(), *SHARED.iterdir()]):
             if path.is_file():
@@ -92,7 +92,7 @@ def commands_of(text: str) -> list[str]:
 
 
 def own_lines(path: Path) -> list[str]:
-    """Return the lines of a file but for blank ones, comments and docstrings."""
+    """Return the lines of a file except blank ones, comments and docstrings."""
     text = path.read_text(encoding="utf-8")
     left_out = _in_docstrings(text) if path.suffix == ".py" else set()
     numbered = enumerate(text.splitlines(), start=1)
@@ -101,7 +101,7 @@ def own_lines(path: Path) -> list[str]:
 
 
 def added_lines(before: Path, after: Path) -> list[str]:
-    """Return the lines of a program that another one with the same purpose does not have."""
+    """Return the lines of the program `after` that the program `before` does not have."""
     found = difflib.unified_diff(own_lines(before), own_lines(after), n=0, lineterm="")
     return [line[1:] for line in found if line.startswith("+") and not line.startswith("+++")]
 

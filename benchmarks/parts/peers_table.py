@@ -61,7 +61,7 @@ def _row(name: str, found: Mapping[str, Any]) -> str:
 
 
 def _against(measured: Mapping[str, Any], mine: str, theirs: str) -> list[str]:
-    """Say where krscale needs more and where less, in what both were measured in."""
+    """Return a line on where krscale needs more and where less, in what was measured of both."""
     own, other = measured.get(mine, {}), measured.get(theirs, {})
     counts = [
         {**found, **PEERS_BY_NAME[name].count()} for name, found in ((mine, own), (theirs, other))
@@ -89,7 +89,7 @@ def _against(measured: Mapping[str, Any], mine: str, theirs: str) -> list[str]:
 
 
 def _alike_loads(*measured: Mapping[str, Any]) -> bool:
-    """Whether seconds were measured on a machine that had about as much else to do."""
+    """Whether seconds were measured under similar loads of the machine."""
     loads = [load for found in measured for load in found.get("load_before_and_after", ())]
     return not loads or max(loads) - min(loads) <= _ALIKE
 

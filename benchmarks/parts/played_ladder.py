@@ -1,4 +1,4 @@
-"""The product's own ladder of studies, played over a surrogate: no Ray, no training, no clock."""
+"""krscale's own ladder of studies on a surrogate: no Ray, no training, no clock."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from parts.recording import CAPACITIES, TASK
 from parts.surrogate import Surrogate
 
 NUM_TAPS = 6
-"""Of the recorded teacher."""
+"""Taps of the recorded teacher."""
 SIZES = {capacity: 1_000 * 4**place for place, capacity in enumerate(CAPACITIES)}
-"""Parameters of the sizes, as far as the ladder cares: their order."""
+"""Parameters of the sizes; the ladder uses only their order."""
 
 
 class _NoFinals(StudyScheduler):
@@ -51,13 +51,13 @@ def play(
     experiment: Experiment,
     on_end: Callable[[Assignment, int, float | None], bool],
 ) -> None:
-    """Run trials one after the other until the ladder is complete or `on_end` says stop.
+    """Run trials one after the other until the ladder is complete or `on_end` returns False.
 
     Args:
-        surrogate: Where the curves come from.
-        experiment: Of `search_experiment`.
-        on_end: Is given the trial, the epochs it took, and its accuracy (None if it was stopped
-            early); returns whether to go on.
+        surrogate: Source of the curves.
+        experiment: Result of `search_experiment`.
+        on_end: Called with the trial, its number of epochs, and its accuracy (None if it was
+            stopped early); returns whether to continue.
     """
     with tempfile.TemporaryDirectory() as folder:
         ladder = open_ladder(Path(folder), experiment)
@@ -78,7 +78,7 @@ def open_ladder(folder: Path, experiment: Experiment) -> Ladder:
 def play_trial(
     ladder: Ladder, assignment: Assignment, curve: list[float]
 ) -> tuple[int, float | None]:
-    """Report a curve epoch by epoch; return the epochs it came to, and its end if it got there."""
+    """Report a curve epoch by epoch; return the epochs reported, and its end if it was reached."""
     metrics: Mapping[str, float] = {}
     for epoch, accuracy in enumerate(curve, start=1):
         metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "epoch": float(epoch)}

@@ -1,4 +1,4 @@
-"""What a run has recorded of its trials: in Optuna's journal, and in MLflow."""
+"""The records of a run's trials in Optuna's journal and in MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the journal has it."""
+    """A trial as recorded in the journal."""
 
     study: str
     number: int
@@ -28,12 +28,12 @@ class TrialRecord:
 
     @property
     def ended(self) -> bool:
-        """Whether it has one of the states that are for ever."""
+        """Whether its state is final."""
         return self.state in ("COMPLETE", "PRUNED", "FAIL")
 
 
 def recorded_trials(run: Path) -> dict[str, TrialRecord]:
-    """Return every trial in a run's journal, by study and number; none when there is no journal."""
+    """Return every trial in a run's journal, by study and number; none if there is no journal."""
     journal = run / "journal.log"
     if not journal.exists():
         return {}
@@ -46,10 +46,10 @@ def recorded_trials(run: Path) -> dict[str, TrialRecord]:
 
 
 def find_faults(run: Path, planned: dict[bool, int], num_studies: int) -> list[str]:
-    """Return what is lost, doubled or left running in a finished run; nothing when all is well.
+    """Return what is lost, duplicated or still running in a finished run; empty if all is well.
 
     Args:
-        run: Its folder; MLflow's database lies beside it.
+        run: Its folder; MLflow's database is beside it.
         planned: Trials that each study must have, by whether it is one of finals.
         num_studies: Studies with trials of each of the two kinds.
     """

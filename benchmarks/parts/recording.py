@@ -1,7 +1,7 @@
-"""Real learning curves at random points of the search space, kept for experiments on searching.
+"""Record real learning curves at random points of the search space, for experiments on searching.
 
-A search over recorded curves costs nothing, so that many can be compared; `surrogate.py` fills the
-space between the points.
+A search over recorded curves costs nothing, so that many can be compared; `surrogate.py` predicts
+curves between the points.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ TASK = (
     f"search.methods=['{METHOD}']",
     "search.space=kr",
 )
-"""Small enough that hundreds of trainings take minutes, and short enough to tell students apart."""
+"""Small enough that hundreds of trainings take minutes, and short enough that students differ."""
 
 
 def record_curves(storage: Path, num_points: int, minutes: float, seed: int = 0) -> None:
     """Train at random points, the same ones at every size, until there are enough of them.
 
-    Continues what was recorded before.
+    An earlier recording is continued.
 
     Args:
         storage: Of data, teacher and store.
-        num_points: Points of the space in all.
-        minutes: Begin no training after so long.
+        num_points: Total number of points of the space.
+        minutes: Time after which no training begins.
         seed: Of the points.
     """
     torch.set_num_threads(1)
@@ -112,7 +112,7 @@ def _empty(setting: Setting, seed: int) -> dict[str, Any]:
 
 
 def _write(recorded: dict[str, Any]) -> None:
-    """Write it with one row per line."""
+    """Write the records with one row per line."""
     head = {key: value for key, value in recorded.items() if key != "sizes"}
     lines = [f'"{key}": {json.dumps(value)},' for key, value in head.items()]
     tables = []

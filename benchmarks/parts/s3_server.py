@@ -1,4 +1,4 @@
-"""An S3 server of this process on loopback: moto, which the dev extra brings."""
+"""An S3 server in this process on loopback: moto, from the dev extra."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def s3_server() -> Iterator[str]:
         try:
             where = "{}:{}".format(*server.get_host_and_port())
             connection = HTTPConnection(where)
-            # All servers of a process have the same objects: those of an earlier one, too.
+            # All servers of a process share their objects, including those of an earlier server.
             for method, path in (("POST", "/moto-api/reset"), ("PUT", "/bucket")):
                 connection.request(method, path)
                 connection.getresponse().read()
@@ -45,11 +45,11 @@ def s3_server() -> Iterator[str]:
 
 
 def _ends_uploads_as_s3(answer: Any) -> Any:
-    """Give moto's answer to the end of an upload in parts the name that S3's has.
+    """Rename the element in moto's answer to the end of a multipart upload as in S3.
 
-    Its element is `CompleteMultipartUploadResult` there; moto 5.2 writes `...Response`. Arrow takes
-    any other element for an error, tries ten times more, and gives up: no object above 10 MB would
-    ever arrive.
+    In S3 it is `CompleteMultipartUploadResult`; moto 5.2 writes `...Response`. Arrow treats any
+    other element as an error, retries ten times, and gives up: no object above 10 MB would ever
+    arrive.
     """
 
     def serialized(self: Any, action_result: Any) -> Any:
@@ -61,5 +61,5 @@ def _ends_uploads_as_s3(answer: Any) -> Any:
 
 
 def query(where: str) -> str:
-    """Return the end of a URI that leads to the server at `host:port`."""
+    """Return the query of a URI for the server at `host:port`."""
     return f"?endpoint_override={where}&scheme=http&region=us-east-1"

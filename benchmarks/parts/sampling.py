@@ -1,4 +1,4 @@
-"""(e) How many trials a search needs, against random search, and what neighbours' settings buy."""
+"""(e) Trials that a search needs, against random search, and the gain by neighbours' settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parts.surrogate import Surrogate
 
 REFERENCE_TRIALS = 200
 CAP = 1000
-"""Who has not come near after so many trials counts with them."""
+"""A search that has not come near after so many trials counts with this number."""
 NEAR = 0.005
 """Half a point of accuracy."""
 FEW_TRIALS = 8
@@ -23,10 +23,10 @@ FEW_TRIALS = 8
 
 
 def measure_sampling(surrogate: Surrogate, seeds: Sequence[int]) -> dict[str, Any]:
-    """Compare the trials needed to come near the best of a long search, size by size.
+    """Compare the trials needed to come near the best of a long search, for each size.
 
-    Of whole trials, as in the search that is the reference, and with the early stopping that is the
-    default of the product; there, a trial that is stopped counts whole.
+    With whole trials, as in the reference search, and with krscale's default early stopping, where
+    a stopped trial counts as a whole one.
     """
     best = _best(surrogate, "search.sampler=tpe", f"search.trials_per_size={REFERENCE_TRIALS}",
                  "search.seed=1000", "search.early_stopping=none")  # fmt: skip

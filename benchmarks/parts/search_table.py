@@ -106,7 +106,7 @@ def _sampling(result: Mapping[str, Any]) -> list[str]:
 
 
 def _capped(seeds: Sequence[Mapping[str, Any]], cap: int) -> str:
-    """Say how many studies of each sampler never came near."""
+    """Return in words how many studies of each sampler never came near."""
     words = []
     for kind in ("tpe", "random"):
         needed = [count for row in seeds for count in row[kind].values()]

@@ -44,7 +44,7 @@ class Setting:
         return load(None, [*self._overrides, *changes])
 
     def teacher(self) -> LoadedTeacher:
-        """Load the teacher, which the store makes superfluous and the benchmark compares with."""
+        """Load the teacher, to compare running it with reading the store."""
         folder = Path(self.prepared.teacher_path)
         teacher = open_teacher(self.experiment, self.assets.dataset, folder)
         teacher.tapped.to(self.device)
@@ -55,7 +55,8 @@ class Setting:
 def teach_heads(method: Method) -> None:
     """Weigh the teacher's taps as those of a good teacher, so that KR teaches every head.
 
-    After an epoch or none, a teacher's taps tell nothing, and a step without heads would be timed.
+    After at most one epoch a teacher's taps are not informative: a step without heads would be
+    timed.
 
     Args:
         method: Of the student; only KR has heads.
@@ -67,7 +68,7 @@ def teach_heads(method: Method) -> None:
 
 
 def leave_heads(method: Method) -> None:
-    """Take the weight of every head, as in the last part of a training.
+    """Set the weight of every head to 0, as in the last part of a training.
 
     Args:
         method: Of the student; only KR has heads.

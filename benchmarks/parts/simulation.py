@@ -1,8 +1,8 @@
-"""(f) A large search on a large cluster, simulated: the product's ladder, a clock that is not.
+"""(f) A simulated large search on a large cluster: krscale's ladder with a simulated clock.
 
-The ladder is the real one, journal and samplers included; the seconds it takes are measured and
-charged to a driver that does one thing at a time. Trainings cost nothing here: their seconds are
-those of recorded trials, scaled. Ray's own share of a trial is taken from the no-op trials.
+The ladder is the real one, including journal and samplers; its seconds are measured and charged to
+a driver that does one thing at a time. No training runs: the seconds of trainings are those of
+recorded trials, scaled. Ray's own seconds for a trial are taken from the no-op trials.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from parts.surrogate import Surrogate
 
 _T = TypeVar("_T")
 METHODS = ("kr", "kr+kd", "kr+dkd", "kr+dist")
-"""Together with the sizes so many studies; the curves are those of `kr` for all of them."""
+"""There is a study for each method and size; all of them use the curves of `kr`."""
 
 
 @dataclass
 class Driver:
-    """The one process that asks and is told; `free_at` is when it has done what it has to do."""
+    """The driver's process; `free_at` is the simulated time at which its work so far is done."""
 
     free_at: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def does(self, what: str, work: Callable[[], _T], now: float, extra: float = 0.0) -> _T:
-        """Do it for real, and charge what it took, plus what it would take elsewhere."""
+        """Do the work, and charge its seconds plus `extra`, which it would take elsewhere."""
         started = time.process_time()
         result = work()
         took = time.process_time() - started + extra
@@ -60,10 +60,10 @@ def simulate(
 
     Args:
         surrogate: Learning curves and the recorded seconds of whole trials.
-        num_trials: In all, shared by every study.
-        num_workers: Trials at once.
+        num_trials: Trials of all studies together.
+        num_workers: Number of simultaneous trials.
         trial_seconds: The mean length of a whole trial, to which the recorded ones are scaled.
-        ray_seconds_per_trial: What Ray Tune's controller spends on a trial.
+        ray_seconds_per_trial: Seconds that Ray Tune's controller spends on a trial.
     """
     per_study = num_trials // (len(SIZES) * len(METHODS))
     experiment = search_experiment(
@@ -104,7 +104,7 @@ def _run(
     trial_seconds: float,
     ray_seconds: float,
 ) -> tuple[Driver, float, float, list[float]]:
-    """Play all events in the order of the simulated clock."""
+    """Process all events in the order of the simulated clock."""
     draws = np.random.default_rng(0)
     mean = float(np.mean(np.concatenate(list(surrogate.seconds.values()))))
     driver, busy, asks = Driver(), 0.0, []
@@ -137,7 +137,7 @@ def _run(
         metrics = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "epoch": float(epochs)}
         stop = driver.does("report", lambda t=trial, m=metrics: ladder.report(t, m), now)
         if epochs < len(curve) and not stop:
-            # A worker goes on when the driver has taken its report.
+            # A worker continues when the driver has processed its report.
             heapq.heappush(
                 events, (driver.free_at + seconds, next(order), trial, curve, epochs + 1, seconds)
             )

@@ -20,14 +20,14 @@ from parts.online import Online
 from parts.setting import Setting, leave_heads, teach_heads
 
 ROUNDS_NEAR_ONE = 8
-"""How many rounds those of a store take for one of those that run the teacher."""
+"""Rounds of trainings with a store for each round of those that run the teacher."""
 
 
 def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
     """Return one row per student size: ratios of the seconds of epochs of a few steps.
 
-    `plain_again` is a second plain training: how far it is from 1 is how far the others can be
-    trusted.
+    `plain_again` is a second plain training: its distance from 1 shows how far the other ratios can
+    be trusted.
     """
     clock, _ = clock_for(setting.device)
     teacher = setting.teacher()
@@ -39,7 +39,7 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
         }
         stored = {name: run for name, run in epochs.items() if not name.endswith("online")}
         online = {name: epochs[name] for name in ("kd_store", "kr_store", "kd_online", "kr_online")}
-        # The ratios near 1 need more rounds; the teacher makes its rounds long.
+        # The ratios near 1 need more rounds; rounds with the teacher take long.
         near = interleave(stored, ROUNDS_NEAR_ONE * num_rounds, clock)
         far = interleave(online, num_rounds, clock)
         num_steps = trainings["plain"].loader.num_steps
@@ -91,7 +91,7 @@ def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> d
 
 
 def forward_ratio(training: Training, teacher: LoadedTeacher, clock: Clock) -> float:
-    """Return the teacher's over the student's seconds of a forward: r as this machine has it."""
+    """Return the teacher's over the student's seconds of a forward: r on this machine."""
     images = next(training.loader.epoch(0)).images
     student, large = training.student.eval(), teacher.tapped.model
 

@@ -1,4 +1,4 @@
-"""A search as a process: its seconds, and the processor's of all its processes."""
+"""Run a search as a process, and measure its wall seconds and the CPU seconds of all processes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 from parts.measuring import ROOT, ratio
 
 BOUND = 1.1
-"""A search on S3 over one on a folder, in wall seconds."""
+"""Goal for the wall seconds of a search on S3 over those on a folder."""
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a search took.
+    """The costs of a search.
 
     Attributes:
-        seconds: By the clock.
-        cpu_seconds: Of the processor, all its processes together.
-        server_seconds: Of the processor, this process's: that of the S3 server.
+        seconds: Wall seconds.
+        cpu_seconds: CPU seconds of all its processes together.
+        server_seconds: CPU seconds of this process, which runs the S3 server.
     """
 
     seconds: float
@@ -34,7 +34,7 @@ class Costs:
 
 
 def run_search(settings: Sequence[str], variables: Mapping[str, str]) -> Costs:
-    """Run the search of `make run` with a Ray of its own, in a process of its own.
+    """Run the search of `make run` with its own Ray, in a separate process.
 
     Raises:
         RuntimeError: If it fails.
@@ -45,9 +45,9 @@ def run_search(settings: Sequence[str], variables: Mapping[str, str]) -> Costs:
 
 
 def measured(command: Sequence[str], variables: Mapping[str, str]) -> Costs:
-    """Run a command to its end, and to that of all processes that it leaves.
+    """Run a command, and wait for it and for all processes that it leaves.
 
-    Those become this process's children (Linux), so that their seconds are told when they end.
+    Those become this process's children (Linux), so that their seconds are known when they end.
 
     Raises:
         RuntimeError: If it fails.

@@ -1,4 +1,4 @@
-"""(b) How fast a store is built, and (c) what it keeps and what that costs a student."""
+"""(b) The speed of building a store, and (c) its content and the effect on a student's accuracy."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def step_table(result: Mapping[str, Any]) -> str:
 
 
 def _commands(result: Mapping[str, Any]) -> str:
-    """Say which command measured what, and at which commit; parts may be of several runs."""
+    """Return which command measured what at which commit; parts may come from several runs."""
     parts: dict[str, list[str]] = {}
     for name, by in result["parts"].items():
         parts.setdefault(f"`{by['command']}` at `{by['commit'][:12]}`", []).append(name)

@@ -1,8 +1,8 @@
-"""What of timm's recipe can be tried without its train.py: both networks and a step of its task.
+"""Try what is possible of timm's recipe without its train.py: both networks and a step of its task.
 
-train.py is in the repository of timm alone, not in its package. This program makes both networks
-and the task with the arguments that train.py passes, and prints the teacher's accuracy as the task
-normalises its images, and the loss of one step. It trains nothing, so it measures nothing.
+train.py is only in the repository of timm, not in its package. This program makes both networks and
+the task with the arguments that train.py passes. It prints the teacher's accuracy on images that
+the task has normalised, and the loss of one step. It trains nothing, so it measures nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What torchdistill's example script for image classification does, where it cannot be cloned.
+"""Stand in for torchdistill's example script for image classification if it cannot be cloned.
 
-The script is in the repository of torchdistill alone, not in its package. This program makes the
+The script is only in the repository of torchdistill, not in its package. This program makes the
 same calls of the package from the same YAML file: networks by their keys, the distillation box, an
 epoch of `forward_process` and `post_forward_process`, validation after every epoch, the best
 weights kept, loaded again and tested. It is run with the Python that has torchdistill.

@@ -1,4 +1,4 @@
-"""The product's search on Ray with someone looking on: when workers train, and when they wait."""
+"""krscale's search on Ray with measurements: when workers train, and when they wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from parts.played_ladder import TunedOnly
 
 @dataclass
 class Watch:
-    """What was seen.
+    """The measurements.
 
     Attributes:
         steps: Seconds of each trial in training steps, evaluation not included.
@@ -63,7 +63,7 @@ def watched_search(
         prepared: Data, teacher, store.
         sizes: The students.
         space: What is searched.
-        trainable: Runs in the actors instead of the product's.
+        trainable: Class that runs in the actors instead of krscale's.
     """
     watch = Watch()
     ladder = TunedOnly(folder / "journal.log", experiment, space, sizes)

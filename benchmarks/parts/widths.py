@@ -1,4 +1,4 @@
-"""(a) Widths around a multiple of 16: what one channel more than a processor's block costs."""
+"""(a) Widths around multiples of 16: the cost of one channel more than a processor's block."""
 
 from __future__ import annotations
 

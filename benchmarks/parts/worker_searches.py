@@ -41,7 +41,7 @@ SLEEP_SECONDS = 2.0
 
 
 class SleepingTrial(NoopTrial):
-    """Takes its time and no core: a node's own work, on a machine that stands for several."""
+    """Takes time but no core, to emulate the work of several nodes on one machine."""
 
     def step(self) -> dict[str, Any]:
         """Sleep, then report."""
@@ -50,7 +50,7 @@ class SleepingTrial(NoopTrial):
 
 
 def measure_starts(storage: Path, num_trials: int) -> dict[str, Any]:
-    """Return the seconds between two trials of a place, with one worker and with two."""
+    """Return the seconds between two consecutive trials, with one worker and with two."""
     found = {}
     for num_workers in (1, 2):
         setting = Setting(
@@ -67,10 +67,10 @@ def measure_starts(storage: Path, num_trials: int) -> dict[str, Any]:
 
 
 def measure_nodes(storage: Path, num_trials: int, nodes: tuple[int, ...]) -> dict[str, Any]:
-    """Return the trials a second on so many nodes of one core, all on this machine.
+    """Return the trials per second on each number of nodes of one core, all on this machine.
 
-    Trials sleep: the machine has too few cores to be several, so what is seen is what the search
-    itself costs, and whether it gives every node work.
+    Trials sleep, as the machine has too few cores to act as several. So this measures what the
+    search itself costs, and whether it gives every node work.
     """
     found: dict[str, float] = {}
     for number in nodes:
@@ -78,7 +78,7 @@ def measure_nodes(storage: Path, num_trials: int, nodes: tuple[int, ...]) -> dic
             setting = Setting(
                 storage, *SEARCH, f"search.trials_per_size={num_trials}",
                 f"cluster.address={address}",
-                "train.num_epochs=1",  # as many as such a trial reports
+                "train.num_epochs=1",  # the number that such a trial reports
             )  # fmt: skip
             connect(setting.experiment.cluster)
             try:
@@ -108,7 +108,7 @@ def _watched(storage: Path, setting: Setting, trainable: type | None = None) -> 
 
 @contextmanager
 def _cluster(num_nodes: int) -> Iterator[str]:
-    """Run raylets of one core each on this machine; yields their address."""
+    """Run raylets of one core each on this machine; yield their address."""
     from ray.cluster_utils import Cluster
 
     before = dict(os.environ)

@@ -1,6 +1,6 @@
 """Seconds of a step that several workers share, started by torchrun or by Ray Train.
 
-Run as a script it is one worker of torchrun's.
+Run as a script, this file is one worker of torchrun.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ TASK = (
     "train.device=cpu",
     "train.global_batch_size=512",
 )
-"""Batches that fill two cores; the width of the student is given apart from it."""
+"""Batches that fill two cores; the width of the student is passed separately."""
 STEPS_OF_A_TURN = 2
 
 
 def seconds_of_steps(storage: str, changes: Sequence[str], width: int, epochs: int) -> list[float]:
-    """Return the mean seconds of a step in each epoch, after one that does not count.
+    """Return the mean seconds of a step in each epoch, after an epoch that does not count.
 
-    Called by every worker of a process group, or by one process without any.
+    Called by every worker of a process group, or by one process without a group.
 
     Args:
         storage: Of data, teacher and store, prepared before.
         changes: Of the experiment.
         width: Of the student.
-        epochs: That count.
+        epochs: Number of epochs that count.
     """
     torch.set_num_threads(1)
     setting = Setting(Path(storage), *changes, f"train.num_epochs={epochs + 1}")
@@ -68,19 +68,19 @@ def seconds_of_steps(storage: str, changes: Sequence[str], width: int, epochs: i
 def seconds_in_turns(
     storage: str, changes: Sequence[str], width: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Return the seconds of a few steps, by who takes them; each several times, in turns.
+    """Return the seconds of a few steps of each kind; each is timed several times, in turns.
 
-    `one`: the first worker alone, while the others wait; `two`: all workers, who share the batch;
-    `apart`: all workers at once, each with its share of the batch as a batch of its own, and
-    without exchange: the most that the machine allows.
+    `one`: the first worker alone, while the others wait. `two`: all workers, which share the batch.
+    `apart`: all workers at once, each with its share of the batch as its own batch and without
+    exchange, which is the most that the machine allows.
 
-    Called by every worker of a process group. A turn ends when the last of them has ended.
+    Called by every worker of a process group. A turn ends when the last worker has ended.
 
     Args:
         storage: Of data, teacher and store, prepared before.
         changes: Of the experiment.
         width: Of the student.
-        rounds: How many times each is timed, after one time that does not count.
+        rounds: How many times each kind is timed, after one time that does not count.
     """
     torch.set_num_threads(1)
     workers, alone = Workers.from_environment(), Workers.alone()
@@ -130,7 +130,7 @@ def by_torchrun(
 
 
 def _torchrun(num_workers: int, *asked_for: Any) -> Any:
-    """Return what the first worker's call returns: the name of a function here, its arguments."""
+    """Return the first worker's result of a function here, given by name and arguments."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked.json", Path(folder) / "answer.json"
         asked.write_text(json.dumps(asked_for), encoding="utf-8")
@@ -171,7 +171,7 @@ def by_ray_train(
 
 
 def prepared(storage: Path, changes: Sequence[str]) -> None:
-    """Prepare data, teacher and store once, before workers look for them at the same time."""
+    """Prepare data, teacher and store once, before several workers need them at the same time."""
     load(None, list(changes))
     Setting(storage, *changes)
 
@@ -181,7 +181,7 @@ def _loop(config: dict[str, Any]) -> list[float]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Be one worker of torchrun's."""
+    """Run one worker of torchrun."""
     asked, answer = map(Path, words)
     dist.init_process_group("gloo")
     try:

@@ -1,4 +1,4 @@
-"""What a full run will cost, before it starts: trainings counted, one step of each method timed."""
+"""Estimate the cost of a full run: trainings are counted, one step of each method is timed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from krscale.setup.networks import TeacherNetwork
 from krscale.setup.plan import ExperimentPlan, describe
 from parts.claims.families import Family
 
-_STEPS = 8  # that are timed: the least counts, since other work only makes a step longer
-_BESIDES_STEP = 1.3  # views, the store, validation and Tune beside the bare step (measured)
+_STEPS = 8  # timed steps: the minimum counts, since other work only makes a step longer
+_BESIDES_STEP = 1.3  # with views, the store, validation and Tune, over the bare step (measured)
 _STOPPED = 0.5  # share of its epochs that a trial of the search runs on average, early stopping on
 
 StepSeconds = Mapping[str, Sequence[float]]
@@ -67,7 +67,7 @@ def followers_cost(num_each: int, experiment: Experiment, seconds: Sequence[floa
     """Estimate the CPU seconds of trainings with KR's winners' settings.
 
     Args:
-        num_each: Kinds of them at each size.
+        num_each: Number of kinds of such trainings at each size.
         experiment: A search of KR.
         seconds: Of one training of KR at each size.
     """

@@ -1,7 +1,7 @@
-"""The searches of the benchmark: families of methods, each with runs of its own on every task.
+"""The searches of the benchmark: families of methods, each with its own runs on every task.
 
-All families of a task read the same job and differ in their methods alone, so that they share data,
-teacher and store, and a change to one leaves the others finished.
+All families of a task read the same job and differ only in their methods. So they share data,
+teacher and store, and the others stay finished after a change to one.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Family:
         name: Part of the name of its runs.
         methods: Its methods, by krscale's names.
         changes: Further overrides of the job.
-        label: What the results call its method, where that is not the method's own name.
+        label: Name of its method in the results, if it is not the method's own name.
         tasks: Names of the tasks on which it is searched; empty for all of them.
-        max_searches: How many searches of it are made at most.
+        max_searches: Maximum number of its searches.
         once: Names of the tasks on which it is searched once.
-        traced: Whether C1 needs how far its final students are from the teacher at every depth.
+        traced: Whether C1 needs the residuals of its final students at every depth.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Family:
     traced: bool = False
 
     def label_of(self, method: str) -> str:
-        """Return what the results call one of its methods."""
+        """Return the name of one of its methods in the results."""
         return self.label or method
 
 
 def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
     """Return the final trainings that C1 compares with those of KR's winner at a size.
 
-    The same settings and seeds, nothing tuned, another granularity: every tap by itself; or, where
-    the winner already has that, half as many groups.
+    They have the same settings and seeds, without tuning, but another granularity: one group for
+    every tap, or, if the winner already has that, half as many groups.
 
     Args:
         capacity: The size.
@@ -73,7 +73,7 @@ def partner(capacity: str, best: Mapping[str, Any], num_taps: int) -> Family:
 def again(capacity: str, best: Mapping[str, Any]) -> Family:
     """Return the final trainings of KR's winner at a size, once more, so that C1 can trace them.
 
-    The same settings and seeds: for searches that ended before their task asked for it.
+    They have the same settings and seeds. For searches that ended before their task required it.
     """
     return replace(finals_with({}, capacity, best, "c1-winner", KR), traced=True)
 
@@ -81,12 +81,12 @@ def again(capacity: str, best: Mapping[str, Any]) -> Family:
 def ablations(capacity: str, best: Mapping[str, Any], distill: DistillConfig) -> list[Family]:
     """Return the final trainings of KR's winner at a size, each without one part of the method.
 
-    Nothing is tuned again. A part that the winner itself does without is left out.
+    Nothing is tuned again. A part that the winner itself does not have is skipped.
 
     Args:
         capacity: The size.
         best: The winner's settings.
-        distill: What it has where the search varied nothing.
+        distill: Its settings that the search did not vary.
     """
     fixed = {f"distill.{name}": value for name, value in distill.model_dump(mode="json").items()}
     return [
@@ -115,16 +115,16 @@ def finals_with(
 
 
 def is_layer_wise(best: Mapping[str, Any], num_taps: int) -> bool:
-    """Say whether settings of KR give every tap a group of its own."""
+    """Return whether settings of KR give every tap its own group."""
     return best.get("distill.granularity") in (num_taps, "layer")
 
 
 CHEAP = ("glyphs",)
-"""The tasks whose steps are cheapest: those of `--quick`, and of KR tuned without sparsity."""
+"""The tasks whose steps are cheapest, used for `--quick` and for KR tuned without sparsity."""
 FAR_BEHIND = ("glyphs", "cifar10")
-"""The tasks on which families that are searched there once were 1.1 to 9.7 points below the best
-opponent of every size by the test accuracies of their first search. What is measured again was so
-decided, no setting; a second search might still bring one of them near."""
+"""Tasks on which some families are searched only once: by the test accuracies of their first search
+they were 1.1 to 9.7 points below the best opponent of every size. These accuracies decided only
+what is measured again, and no setting; a second search might still bring one of them near."""
 
 _WITH_WHERE = ("search.space=claims_where",)
 FAMILIES = (
@@ -145,9 +145,9 @@ FAMILIES = (
     Family("combined", COMBINED, _WITH_WHERE, max_searches=1),
     Family("others", ("logit_standardisation", "pkt"), max_searches=1),
 )
-"""In the order in which they run: what decides most comes first (C2 and C3 against the strongest),
-and each is small, so that little is lost when a run ends within one. What does not decide C3 is
-searched once: two searches of everything else take about 30 CPU hours."""
+"""In the order in which they run: the most decisive come first (C2 and C3 against the strongest),
+and each is small, so that little is lost if a run ends within one. Families that do not decide C3
+are searched once: two searches of everything else take about 30 CPU hours."""
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "without aggregation": {"distill.granularity": "layer"},
@@ -172,4 +172,4 @@ QUICK = (
     "search.trials_per_size=2",
     "search.num_final_seeds=2",
 )
-"""Settings of `--quick`: the whole path in minutes, its numbers say little."""
+"""Settings of `--quick`: the whole path in minutes; its numbers mean little."""

@@ -85,5 +85,5 @@ def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_figure(figures: Mapping[str, Path], name: str) -> str:
-    """Return a picture in Markdown; empty where it was not drawn."""
+    """Return a picture in Markdown; empty if it was not drawn."""
     return f"\n\n![{name}]({figures[name].as_posix()})" if name in figures else ""

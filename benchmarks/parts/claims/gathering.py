@@ -1,4 +1,4 @@
-"""All finished runs of the benchmark as one result."""
+"""Combine all finished runs of the benchmark into one result."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def gather(runs: Sequence[TaskRun], command: str) -> dict[str, Any]:
     """Return the results of all searches that are finished, in the shape of `claims.json`.
 
     Args:
-        runs: The tasks; those whose data is not here are named as not measured.
-        command: What the reader would type to repeat it.
+        runs: The tasks; those whose data is missing are named as not measured.
+        command: Command with which a reader can repeat it.
 
     Raises:
         UserError: If the families of a task did not all learn from one teacher.
@@ -127,15 +127,15 @@ def _sizes_json(
 
 @cache
 def _plan(run: TaskRun) -> ExperimentPlan:
-    """Return networks and sizes, which all families share: built once, not after every search."""
+    """Return networks and sizes, which all families share; built once, not after every search."""
     return describe(run.experiment(_kr()))
 
 
 def followers(run: TaskRun) -> list[Family]:
-    """Return what is trained with the settings of KR's winners; none before KR has run.
+    """Return the families trained with the settings of KR's winners; none before KR has run.
 
-    Of its first search: a partner for C1 at every size, the winners themselves where they were not
-    traced, and KR without each of its parts.
+    For the winners of its first search: a partner for C1 at every size, the winners again if they
+    were not traced, and KR without each of its parts.
     """
     partners = [family for _, family in _partners(run)]
     return [*partners, *_untraced(run).values(), *(family for _, family in _ablations(run))]
@@ -148,7 +148,7 @@ def _partners(run: TaskRun) -> list[tuple[str, Family]]:
 
 
 def _untraced(run: TaskRun) -> dict[str, Family]:
-    """Return, by size, what trains again the winners whose residuals were not kept."""
+    """Return, by size, the families that train winners again whose residuals were not kept."""
     kept = find_kept(run, _kr())
     return {
         record.capacity: again(record.capacity, record.best[0])
@@ -180,7 +180,7 @@ def _without_parts(run: TaskRun) -> dict[str, dict[str, Record]]:
 
 
 def _whole(run: TaskRun, sizes: dict[str, dict[str, Record]]) -> dict[str, Record]:
-    """Return KR's winners by size: trained by the code that trained them without a part, if any."""
+    """Return KR's winners by size; trained again by the code of the ablations where that exists."""
     whole = {capacity: methods[KR] for capacity, methods in sizes.items() if KR in methods}
     for capacity, family in _untraced(run).items():
         if kept := find_kept(run, family):

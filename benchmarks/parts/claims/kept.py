@@ -1,7 +1,7 @@
-"""What a finished search leaves: a small file that goes on without the folder of its run.
+"""The small file that a finished search leaves, which replaces the folder of its run.
 
 `benchmarks/results/claims/TASK-FAMILY-NUMBER.json` is committed, so that a run on another machine,
-or after its working folder was lost, begins where the last one ended.
+or after its working folder was lost, continues where the last one ended.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Kept:
     """A finished search.
 
     Attributes:
-        name: Of its run.
-        commit: On which it ran.
-        teacher: What it says of the teacher.
-        trial_seconds: Of all its trainings.
+        name: Name of its run.
+        commit: Commit on which it ran.
+        teacher: Facts about the teacher.
+        trial_seconds: Seconds of all its trainings.
         records: One for each method and size.
         residuals: By size and seed, how far KR's final students are from the teacher at each
-            depth; empty where the task does not need it.
+            depth; empty if the task does not need it.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Kept:
 
 
 def find_kept(run: TaskRun, family: Family, number: int = 0) -> Kept | None:
-    """Return what a finished search left; None where this very one is not finished.
+    """Return the file of a finished search; None if exactly this search is not finished.
 
-    Of a search that has just ended the folder of its run is read, and the file written.
+    If a search has just ended, the folder of its run is read, and the file is written.
     """
     path, key = run.record_path(family, number), run.key(family, number)
     if path.is_file():
@@ -67,7 +67,7 @@ def find_kept(run: TaskRun, family: Family, number: int = 0) -> Kept | None:
 
 def _of_run(run: TaskRun, family: Family, number: int, experiment: Experiment) -> Kept:
     curve, records = read_records(family, experiment)
-    # Only the winners of KR's first search are taken apart.
+    # Only the winners of KR's first search are traced.
     traced = family.traced and number == 0
     return Kept(
         experiment.name,
@@ -116,7 +116,7 @@ def _record(content: Mapping[str, Any]) -> Record:
 
 
 def _rounded(by_seed: BySeed) -> dict[int, str]:
-    """Return curves as text, one line a seed: a number a line would be most of the file."""
+    """Return curves as text, one line per seed: one line per number would fill most of the file."""
     return {
         seed: json.dumps([round(value, _DIGITS) for value in values])
         for seed, values in by_seed.items()

@@ -1,4 +1,4 @@
-"""What the claims are judged by: means over pairs of seeds, steps to an accuracy, verdicts. Pure.
+"""Measures of the claims: means over pairs of seeds, steps to an accuracy, verdicts. Pure.
 
 Two trainings are paired when they share a seed: the same images in the same order, and for
 students of the same method also the same initial weights.
@@ -22,7 +22,7 @@ Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and its 95 % interval (Student's t); open without a second seed."""
+    """A mean over seeds and its 95 % interval (Student's t); infinite without a second seed."""
 
     mean: float
     low: float
@@ -30,35 +30,35 @@ class Interval:
 
     @classmethod
     def over(cls, values: Sequence[float]) -> Interval:
-        """Return the mean of at least one value and how sure it is."""
+        """Return the mean of at least one value and its interval."""
         mean = math.fsum(values) / len(values)
         half = half_width(values)
         half = math.inf if half is None else half
         return cls(mean, mean - half, mean + half)
 
     def above(self, bound: float) -> Verdict:
-        """Say whether the mean is above the bound, as far as the interval tells."""
+        """Return whether the mean is above the bound, as far as the interval shows."""
         if self.low > bound:
             return "holds"
         return "does not hold" if self.high < bound else "undecided"
 
     def below(self, bound: float) -> Verdict:
-        """Say whether the mean is below the bound, as far as the interval tells."""
+        """Return whether the mean is below the bound, as far as the interval shows."""
         if self.high < bound:
             return "holds"
         return "does not hold" if self.low > bound else "undecided"
 
     def to_json(self) -> dict[str, float | None]:
-        """Return it as JSON; an open end is null."""
+        """Return it as JSON; an infinite end is null."""
         return {k: v if math.isfinite(v) else None for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How far apart the winners of independent searches of one method are; pooled over methods.
+    """The variance between winners of independent searches of a method, pooled over methods.
 
     Attributes:
-        variance: Of the mean test accuracy of a search's winner.
+        variance: Variance of the mean test accuracy of a search's winner.
         degrees: Degrees of freedom of that estimate: searches beyond the first, summed.
     """
 
@@ -87,7 +87,7 @@ class Spread:
 
 
 def both(one: Verdict, other: Verdict) -> Verdict:
-    """Return what two intervals agree on."""
+    """Return the verdict of two intervals; `undecided` if they differ."""
     return one if one == other else "undecided"
 
 
@@ -99,8 +99,8 @@ def differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[
 def steps_to(curve: Sequence[float], target: float, steps_per_epoch: int) -> float | None:
     """Return the first step at which a training is at least as accurate as `target`.
 
-    Between the ends of two epochs the accuracy counts as a straight line; before the end of the
-    first one nothing is known, so what is reached there counts as reached at its end.
+    Between the ends of two epochs the accuracy is interpolated linearly. Before the end of the
+    first epoch nothing is known, so an accuracy reached there counts as reached at its end.
 
     Args:
         curve: Validation accuracy at the end of every epoch.
@@ -108,7 +108,7 @@ def steps_to(curve: Sequence[float], target: float, steps_per_epoch: int) -> flo
         steps_per_epoch: Optimiser steps of an epoch.
 
     Returns:
-        The steps, or None when it never gets there.
+        The steps, or None if the accuracy is never reached.
     """
     if not curve:
         return None
@@ -179,7 +179,7 @@ def speed(ours: Curves, theirs: Curves, steps_per_epoch: int) -> Speed:
 
 
 def overall(verdicts: Sequence[Verdict]) -> str:
-    """Sum up the verdicts of the sizes in words."""
+    """Summarise the verdicts of the sizes in words."""
     if not verdicts:
         return "not measured"
     counts = {v: verdicts.count(v) for v in ("holds", "does not hold", "undecided")}

@@ -1,4 +1,4 @@
-"""In which order the searches of all tasks run: what decides most comes first."""
+"""The order in which the searches of all tasks run: the most decisive come first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Search(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What it is called before it starts."""
+        """The title that is printed before it starts."""
         methods = self.family.label or ", ".join(self.family.methods)
         return f"{self.run.task.name}, {self.family.name}, search {self.number + 1}: {methods}"
 
@@ -37,14 +37,14 @@ class Search(NamedTuple):
 
 
 def planned(runs: Sequence[TaskRun], names: Sequence[str] = ()) -> list[Search]:
-    """Return every search that is known before any has run, in their order.
+    """Return every search that is known before any has run, in order.
 
-    A family on every task before the next family on any, and the first search of all before the
-    second of any.
+    A family runs on every task before the next family on any, and the first searches of all
+    families run before any second one.
 
     Args:
         runs: The tasks.
-        names: Families to take; all of them where empty.
+        names: Families to take; all of them if empty.
     """
     return [
         Search(run, family, number)
@@ -57,11 +57,11 @@ def planned(runs: Sequence[TaskRun], names: Sequence[str] = ()) -> list[Search]:
 
 
 def in_order(runs: Sequence[TaskRun], names: Sequence[str] = ()) -> Iterator[Search]:
-    """Yield every search; between the first ones and the second, what KR's winners are taken into.
+    """Yield every search; those that use KR's winners come between first and second searches.
 
     Args:
         runs: The tasks.
-        names: Families to take; all of them where empty.
+        names: Families to take; all of them if empty.
     """
     searches = planned(runs, names)
     yield from (search for search in searches if search.number == 0)

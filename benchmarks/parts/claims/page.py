@@ -45,8 +45,8 @@ def write_page(result: Json, figures: Sequence[Path], path: Path) -> None:
 
     Args:
         result: The content of `claims.json`.
-        figures: Of `draw_figures`, relative to the page.
-        path: Where the page goes.
+        figures: Result of `draw_figures`, relative to the page.
+        path: File of the page.
     """
     text = page(result, {figure.stem: figure for figure in figures})
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -134,7 +134,7 @@ def _unmeasured(result: Json) -> list[str]:
 
 
 def _searched_once(result: Json) -> list[str]:
-    """Say which opponents have one search where others have more, and what that leaves open."""
+    """Return which opponents have one search where others have more, and how far they trail."""
     once, behind = set(), []
     for size in result["sizes"]:
         tests = {name: entry["test_accuracy"] for name, entry in size["methods"].items()}
@@ -155,13 +155,13 @@ def _searched_once(result: Json) -> list[str]:
 
 
 def _unless_named(result: Json) -> str:
-    """Return a restriction, where some methods have fewer searches than others."""
+    """Return a restriction if some methods have fewer searches than others."""
     few = _searched_once(result) or _variants_searched_once(result)
     return ", but for those named below" if few else ""
 
 
 def _variants_searched_once(result: Json) -> list[str]:
-    """Say which methods with KR in them have one search where others have more."""
+    """Return which methods with KR in them have one search where others have more."""
     once = dict.fromkeys(
         name
         for size in result["sizes"]
@@ -173,7 +173,7 @@ def _variants_searched_once(result: Json) -> list[str]:
 
 
 def _beside(result: Json) -> str:
-    """Return how many opponents stand behind a verdict, where it is not all of them."""
+    """Return how many opponents a verdict is based on, if not on all of them."""
     num_measured = len(OPPONENTS) - len(_unmeasured(result))
     if num_measured in (0, len(OPPONENTS)):
         return ""
@@ -183,7 +183,7 @@ def _beside(result: Json) -> str:
 def _task(result: Json) -> str:
     task, teacher = result["task"], result["teacher"]
     train, search = task["train"], task["search"]
-    # Commits between two families, of documents above all, leave each with a commit of its own.
+    # Commits made between two families, mostly of documents, give each family its own commit.
     commits = sorted({commit.strip()[:12] for commit in result["commit"].split(",")})
     searches = {1: "one search", 2: "two independent searches"}
     number = searches.get(result["num_searches"], f"{result['num_searches']} independent searches")

@@ -30,7 +30,7 @@ _PANELS = (
 
 
 def draw_figures(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw what the results hold of every task and return the files, each written atomically."""
+    """Draw the results of every task and return the files, each written atomically."""
     return [path for task in result["tasks"] for path in _draw_task(task, folder)]
 
 

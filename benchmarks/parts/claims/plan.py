@@ -24,7 +24,7 @@ def plan(runs: Sequence[TaskRun], names: Sequence[str] = ()) -> Iterator[str]:
 
     Args:
         runs: The tasks whose data is here.
-        names: Families to take; all of them where empty.
+        names: Families to take; all of them if empty.
     """
     costs: dict[tuple[str, str], Cost] = {}
     hours = 0.0

@@ -1,4 +1,4 @@
-"""What finished searches say of one method at one size."""
+"""The results of finished searches for one method at one size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Record:
-    """What one method reached at one size, over all its searches.
+    """Results of one method at one size, over all its searches.
 
     Attributes:
-        label: The method, as the results call it.
+        label: Name of the method in the results.
         capacity: The size.
         test: Test accuracy by seed.
         val: Final validation accuracy by seed.
@@ -43,7 +43,7 @@ class Record:
 
 
 def merged(records: Sequence[Record]) -> list[Record]:
-    """Return one record for each method and size, of all its searches in their order."""
+    """Return one record for each method and size, with all its searches in their order."""
     found: dict[tuple[str, str], Record] = {}
     for record in records:
         key = (record.label, record.capacity)

@@ -1,4 +1,4 @@
-"""From records to the four claims, as the JSON that everything else is drawn from. Pure."""
+"""Judge the four claims from records, as the JSON from which page and figures are made. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOALS = {
     "C4": {"gain": 0.0},
 }
 REFERENCES = ("plain", "kd")
-"""Whose final accuracy is raced to in C2."""
+"""Methods whose final accuracy is the target in C2."""
 
 SizeRecords = Mapping[str, Record]
 """The records of one size, by label."""
@@ -49,7 +49,7 @@ def by_size(records: Sequence[Record], capacities: Sequence[str]) -> dict[str, d
 
 
 def method_json(record: Record, size: SizeRecords, steps_per_epoch: int) -> Json:
-    """Return what a method reached at a size, every seed's numbers included."""
+    """Return the results of a method at a size, including every seed's numbers."""
     seeds = sorted(record.test)
     content: Json = {
         "test_accuracy": [record.test[seed] for seed in seeds],
@@ -196,7 +196,7 @@ def combination_claim(sizes: Mapping[str, SizeRecords]) -> Json:
 
 
 def spread_of(size: SizeRecords) -> Spread | None:
-    """Return how far apart the searches of one method are at a size, over all its methods."""
+    """Return the spread of the searches of one method at a size, pooled over all its methods."""
     return Spread.over([record.search_means for record in size.values()])
 
 
@@ -216,7 +216,7 @@ def ablation_json(winners: SizeRecords, parts: Mapping[str, SizeRecords]) -> lis
 
 
 def best_on_validation(size: SizeRecords, names: Sequence[str]) -> str:
-    """Return the method with the best mean validation accuracy; the test split has no say."""
+    """Return the method with the best mean validation accuracy; the test split is not used."""
 
     def mean(name: str) -> float:
         values = size[name].val.values()

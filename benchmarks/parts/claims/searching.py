@@ -1,4 +1,4 @@
-"""Every family searched by krscale itself, and what its run folder says afterwards."""
+"""Search every family with krscale itself, and read the results from its run folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def search(run: TaskRun, family: Family, number: int, *, quiet: bool) -> None:
     """Run a search of a family to its end, or continue it.
 
     Raises:
-        UserError: If `krscale tune` refuses it, e.g. since the folder holds another experiment.
+        UserError: If `krscale tune` refuses it, e.g. because the folder holds another experiment.
     """
     overrides = run.overrides(family, number)
     arguments = [str(run.task.path), *(p for change in overrides for p in ("--set", change))]
@@ -37,7 +37,7 @@ def search(run: TaskRun, family: Family, number: int, *, quiet: bool) -> None:
 
 
 def is_finished(experiment: Experiment) -> bool:
-    """Say whether this very experiment, its search space included, has run to its end."""
+    """Return whether exactly this experiment, including its search space, has run to its end."""
     folder = experiment.run_path
     if not (folder / CURVE_FILE).is_file():
         return False

@@ -1,4 +1,4 @@
-"""The sections of `docs/claims.md` on one task, each from the task's results alone."""
+"""The sections of `docs/claims.md` on one task, each only from the task's results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from parts.claims.formats import (
 
 
 def accuracy(result: Json) -> str:
-    """Return the section on: Test accuracy of every method at every size."""
+    """Return the section on the test accuracy of every method at every size."""
     sizes = result["sizes"]
     names = list(dict.fromkeys(name for size in sizes for name in size["methods"]))
     best = {
@@ -44,7 +44,7 @@ def accuracy(result: Json) -> str:
 
 
 def _flat(result: Json) -> str:
-    """Say whether students were trained until more epochs gave little."""
+    """Return how much validation accuracy still rose in the last fifth of the epochs, in words."""
     last = max(1, result["task"]["train"]["num_epochs"] // 5)
     rises = [
         100 * (curve[-1] - curve[-1 - last])
@@ -62,7 +62,7 @@ def _flat(result: Json) -> str:
 
 
 def _former_losses(result: Json) -> str:
-    """Say which results are of losses that have changed since; empty when none is."""
+    """Return which results are of losses that have changed since; empty if none is."""
     methods = [size["methods"]["at"] for size in result["sizes"] if "at" in size["methods"]]
     winners = [search["best"] for method in methods for search in method["searches"]]
     if all("distill.at_reduction" in best for best in winners):
@@ -75,7 +75,7 @@ def _former_losses(result: Json) -> str:
 
 
 def _tuning(result: Json) -> str:
-    """Say how far the tuning got: with few trials it is luck, and the reader must know."""
+    """Return how extensive the tuning was: with few trials its result depends on chance."""
     studies = [m for size in result["sizes"] for m in size["methods"].values()]
     first = result["task"]["train"]["learning_rate"]
     winners = [search["best"] for study in studies for search in study["searches"]]
@@ -91,7 +91,7 @@ def _tuning(result: Json) -> str:
 
 
 def residual_by_depth(result: Json) -> str:
-    """Return the section on: C1."""
+    """Return the section on C1."""
     claim = result["C1"]
     if not claim["residual_by_depth"]:
         return "Not measured yet."
@@ -118,7 +118,7 @@ def residual_by_depth(result: Json) -> str:
 
 
 def convergence(result: Json) -> str:
-    """Return the section on: C2."""
+    """Return the section on C2."""
     rows = []
     for entry in result["C2"]["sizes"]:
         for label in (KR, "kr_without_sparsity"):
@@ -152,7 +152,7 @@ def convergence(result: Json) -> str:
 
 
 def gains_over_opponents(result: Json) -> str:
-    """Return the section on: C3."""
+    """Return the section on C3."""
     claim = result["C3"]
     if not claim["gain_over_best_opponent"]:
         return "Not measured yet."
@@ -188,7 +188,7 @@ def gains_over_opponents(result: Json) -> str:
 
 
 def combinations(result: Json) -> str:
-    """Return the section on: C4."""
+    """Return the section on C4."""
     methods = result["C4"]["methods"]
     if not methods:
         return "Not measured yet."
@@ -205,7 +205,7 @@ def combinations(result: Json) -> str:
 
 
 def without_parts(result: Json) -> str:
-    """Return the section on: What KR loses without each of its parts."""
+    """Return the section on what KR loses without each of its parts."""
     if not result["ablations"]:
         return "Not measured yet."
     rows = [
@@ -220,7 +220,7 @@ def without_parts(result: Json) -> str:
 
 
 def losses(result: Json) -> str:
-    """Return the section on: Where KR loses beyond the interval over the seeds."""
+    """Return the section on where KR loses beyond the interval over the seeds."""
     lost = [
         (entry["capacity"], f"`{name}` is better than `kr`", gain)
         for entry in result["C3"]["gain_over_each"]
@@ -249,7 +249,7 @@ def losses(result: Json) -> str:
 
 
 def _turned(gain: Json) -> Json:
-    """Return a difference with its intervals seen from the other side."""
+    """Return a difference and its intervals with reversed signs."""
     turned = {"mean": -gain["mean"], "low": -gain["high"], "high": -gain["low"]}
     over = gain.get("over_searches")
     return {**turned, "over_searches": over and _turned(over)}

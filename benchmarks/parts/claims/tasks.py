@@ -15,9 +15,9 @@ from parts.claims.families import FAMILIES, Family
 from parts.measuring import ROOT
 
 SEEDS_APART = 100
-"""Between the seeds of two searches, so that none of their trainings share one."""
+"""Distance between the seeds of two searches, so that none of their trainings share one."""
 _RECORDS = ROOT / "benchmarks" / "results" / "claims"
-_LEVELS = 64  # of a teacher in whose words spaces are compared; any number would do
+_LEVELS = 64  # taps of a teacher for which spaces are compared; any number would do
 _WHERE = ("distill.where_weight=0.5", 'distill.where_schedule="falling"')
 _SEARCH = ("search.space=claims", "search.trials_per_size=12", "tracking.enabled=false")
 _ON_CPU = ('train.device="cpu"', *_SEARCH, *_WHERE)
@@ -28,11 +28,11 @@ class Task:
     """Data, teacher and students on which methods are compared.
 
     Attributes:
-        name: As results and commands call it.
-        title: As the page calls it.
+        name: Name in results and commands.
+        title: Title on the page.
         job: Its file in `jobs/`.
-        changes: What this benchmark has otherwise than the job.
-        published: What others have measured on the data, and in what it differs.
+        changes: Settings of this benchmark that differ from the job.
+        published: Published results on the data, and how their setting differs.
     """
 
     name: str
@@ -83,14 +83,14 @@ TASKS = (
 
 @dataclass(frozen=True)
 class TaskRun:
-    """A task with what the command line says of it.
+    """A task with its settings from the command line.
 
     Attributes:
         task: The task.
         storage: Folder of the runs.
-        data_path: Where its data is; empty leaves the job's own path.
+        data_path: Path of its data; empty keeps the job's own path.
         changes: Overrides of the job for all families.
-        num_searches: Searches of every family, each with seeds of its own.
+        num_searches: Searches of every family, each with its own seeds.
     """
 
     task: Task
@@ -101,7 +101,7 @@ class TaskRun:
 
     @property
     def records(self) -> Path:
-        """Folder of what finished searches leave: the repository's, unless something is changed."""
+        """Folder of finished searches' files: the repository's, unless settings are changed."""
         return self.storage / "records" if self.changes else _RECORDS
 
     @property
@@ -120,14 +120,14 @@ class TaskRun:
     def overrides(self, family: Family, number: int = 0) -> list[str]:
         """Return every `--set` of one search of a family.
 
-        The name ends in the key, so that what was searched under other defaults, or with another
-        space, neither stands in the way nor is taken for this.
+        The name ends in the key, so that a run with other defaults or another space neither
+        conflicts with this search nor is taken for it.
         """
         key = self.key(family, number)
         return [*self._overrides(family, number), f"name={_name(self, family, number)}-{key}"]
 
     def key(self, family: Family, number: int = 0) -> str:
-        """Return what tells a search from those with other settings or another space."""
+        """Return a key that differs for searches with other settings or another space."""
         return _key(self, family, number)
 
     def record_path(self, family: Family, number: int = 0) -> Path:
@@ -153,12 +153,12 @@ class TaskRun:
 
     @property
     def missing_data(self) -> str:
-        """The path of its data, where nothing is there; else empty."""
+        """The path of its data if nothing is there, else empty."""
         path = self.experiment(Family("data", ("plain",))).data.path
         return path if path and not Path(path).expanduser().exists() else ""
 
     def described(self, sections: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the sections of an experiment without where the data is on this machine."""
+        """Return the sections of an experiment without the data's path on this machine."""
         data = {**sections["data"], "path": load(str(self.task.path), []).data.path}
         return {**sections, "data": data}
 
@@ -176,7 +176,7 @@ def _experiment(run: TaskRun, family: Family, number: int) -> Experiment:
 def _key(run: TaskRun, family: Family, number: int) -> str:
     overrides = [*run._overrides(family, number), f"name={_name(run, family, number)}"]
     experiment = load(str(run.task.path), overrides)
-    # Where data is on this machine changes nothing; what it holds is bound by the teacher.
+    # The path of the data on this machine does not matter; its content is bound by the teacher.
     data = experiment.data.model_copy(update={"path": ""})
     same = experiment.model_copy(update={"data": data}).fingerprint()
     return fingerprint([same, load_space(experiment, _LEVELS).describe()])[:8]

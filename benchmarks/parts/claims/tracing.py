@@ -1,8 +1,8 @@
 """Residual tracing of trained students: how far a student is from its teacher, by relative depth.
 
 The residual that the paper says accumulates in the deeper layers (claim C1) is measured as a
-divergence between the distributions that the two networks hold at the same relative depth. An
-analysis beside training, where the teacher may run.
+divergence between the distributions of the two networks at the same relative depth. This analysis
+is separate from training, so the teacher may run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from krscale.setup.teacher import open_teacher
 def validation_knowledge(experiment: Experiment, prepared: Prepared) -> Tensor:
     """Return the teacher's logits at its taps for the validation images, `[N, D, K]` fp32.
 
-    Without augmentation, by the probes of its store. It depends on the teacher alone: compute it
-    once and hand it to `trace_residual` for every student.
+    They are read without augmentation by the probes of its store. They depend only on the teacher:
+    compute them once and pass them to `trace_residual` for every student.
     """
     dataset = open_data(Path(prepared.data_path))
     teacher = open_teacher(experiment, dataset, Path(prepared.teacher_path))
@@ -45,14 +45,14 @@ def trace_residual(
 ) -> dict[float, float]:
     """Return `{relative depth: mean KL(teacher || student)}` in nats, on validation.
 
-    At every depth both networks are read the same way: by linear probes that are fitted on the
-    training split to the frozen network's own taps, on the experiment's grid, whatever the student
-    learned by, and at depth 1 by their classifiers.
+    At every depth both networks are read the same way, regardless of the student's method: by
+    linear probes that are fitted on the training split to the frozen network's own taps, on the
+    experiment's grid, and at depth 1 by their classifiers.
 
     Args:
         experiment: Teacher, and `student.taps`.
-        prepared: Where data and teacher are.
-        student: A trained student without heads; left as it was, on its device.
+        prepared: Paths of data and teacher.
+        student: A trained student without heads; it stays unchanged, on its device.
         knowledge: Result of `validation_knowledge`; None runs the teacher now.
         temperature: Temperature of the compared distributions.
     """
@@ -74,8 +74,8 @@ def residual_by_depth(
 ) -> dict[float, float]:
     """Return `{d / D: mean KL(teacher's tap d || student's tap at that depth)}` in nats.
 
-    The student's tap is the one that a head of KR would sit on, `ceil(d * D_student / D)`; at depth
-    1 both classifiers are compared.
+    The student's tap is the one to which a head of KR would be attached, `ceil(d * D_student / D)`;
+    at depth 1 both classifiers are compared.
 
     Args:
         teacher_logits: `[N, D, K]`, the teacher's logits at its taps, in depth order.
@@ -83,7 +83,7 @@ def residual_by_depth(
         temperature: Temperature of both distributions.
 
     Raises:
-        KrscaleError: If the two are not of the same samples and classes.
+        KrscaleError: If the two do not have the same samples and classes.
     """
     num_taps, num_student_taps = teacher_logits.shape[1], student_logits.shape[1]
     if teacher_logits[:, 0].shape != student_logits[:, 0].shape:

@@ -61,7 +61,7 @@ class DriverLock:
     """This process's lock of a run.
 
     Args:
-        objects: Of the storage.
+        objects: Objects of the storage.
         run: Key of the run's folder in it.
         say: Takes a line for the user.
         sleep: Replaced in tests.

@@ -43,8 +43,8 @@ class RunCopy:
     """The copy of a run in a storage, in relation to this machine's folder of the run.
 
     Args:
-        folder: Of the run on this machine.
-        objects: Of the storage.
+        folder: Folder of the run on this machine.
+        objects: Objects of the storage.
         run: Key of the run in it.
 
     Attributes:

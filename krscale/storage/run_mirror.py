@@ -36,8 +36,8 @@ def mirrored(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Keep a run folder and its copy in the storage the same while this process is its driver.
 
     Args:
-        folder: Of the run; the caller holds its lock on this machine. Nothing is done for a folder
-            outside every working folder.
+        folder: Folder of the run; the caller holds its lock on this machine. Nothing is done for a
+            folder outside every working folder.
         say: Takes a line for the user.
 
     Raises:
@@ -125,7 +125,7 @@ class RunMirror:
     """A driver's lock of a run, and the thread that keeps the run's copy up to date.
 
     Args:
-        copy: Of the run.
+        copy: Copy of the run.
         say: Takes a line for the user.
 
     Attributes:

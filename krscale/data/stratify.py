@@ -1,4 +1,4 @@
-"""Divide labelled items among splits so that every split holds every class."""
+"""Divide labelled items among splits, or choose some of them, so that every class is there."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ def stratify(
         return cut, True
     _check_enough(labels, classes, 1 + len(fractions))
     return _class_by_class(labels, len(classes), fractions, seed), False
+
+
+def of_every_class(labels: Labels, number: int) -> Rows:
+    """Choose items so that every class has its share of them; return them ascending.
+
+    Evenly spaced items do not: if labels run through the classes again and again, every second
+    item of ten classes has only five of them.
+
+    Args:
+        labels: `[N]` indices into the classes.
+        number: Maximum number of items.
+
+    Example:
+        >>> labels = np.arange(12) % 4  # evenly spaced, six of them would be of two classes
+        >>> labels[of_every_class(labels, 4)]
+        array([0, 1, 2, 3])
+    """
+    number = min(number, len(labels))
+    by_class = np.argsort(labels, kind="stable")
+    return np.sort(by_class[np.arange(number) * len(labels) // max(number, 1)])
 
 
 def _proportional(labels: Labels, fractions: Fractions, seed: int) -> dict[SplitName, Rows] | None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from krscale.data import Dataset, Split
+from krscale.data.stratify import of_every_class
 from krscale.errors import UserError
 from krscale.models.metadata import preprocessing_of
 from krscale.models.preprocessing import PRESETS, Preprocessing, preprocessing_of_network
@@ -106,7 +107,7 @@ def try_candidates(
         network: The trained network on its device, with the experiment's preprocessing; left in
             eval mode.
         dataset: The data set whose validation split is used.
-        num_images: Maximum number of images, which are spread over the split.
+        num_images: Maximum number of images; every class has its share of them.
         other_sizes: Whether to try other input sizes than the experiment's, too.
 
     Raises:
@@ -289,7 +290,8 @@ def _reordered(
     answers: Classes, labels: Classes, num_classes: int
 ) -> tuple[float, tuple[int, ...]]:
     """Return the accuracy with the best order of classes, and that order."""
-    even = np.arange(len(labels)) % 2 == 0
+    even = np.zeros(len(labels), bool)
+    even[of_every_class(labels, (len(labels) + 1) // 2)] = True
     right = np.zeros(len(labels), bool)
     for half in (even, ~even):
         order = np.array(_order(answers[half], labels[half], num_classes))
@@ -311,5 +313,5 @@ def _order(answers: Classes, labels: Classes, num_classes: int) -> tuple[int, ..
 
 
 def _spread(split: Split, num_images: int) -> Split:
-    rows = np.unique(np.linspace(0, len(split) - 1, min(num_images, len(split))).astype(np.int64))
+    rows = of_every_class(split.labels, num_images)
     return Split(split.images[rows], split.labels[rows])

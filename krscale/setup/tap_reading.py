@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from krscale.data import Dataset, SplitName
+from krscale.data.stratify import Rows, of_every_class
 from krscale.errors import UserError
 from krscale.knowledge.probes import Probes, fit_probe, read_tap
 from krscale.knowledge.taps import TapOutputs, TappedModel
@@ -18,10 +18,8 @@ from krscale.models.preprocessing import preprocessing_of_network
 PROBE_BATCH_SIZE = 512
 MAX_NUMBERS = 2**23
 """Maximum count of numbers held at once to fit probes on a grid: 8,192 images of 1,024 numbers,
-minutes on a CPU. If a tap has more, probes are fitted to fewer images, evenly spread over the
-training split."""
-
-Rows = npt.NDArray[np.int64]
+minutes on a CPU. If a tap has more, probes are fitted to fewer images, of every
+class its share."""
 
 
 @torch.no_grad()
@@ -87,7 +85,7 @@ def fit_probes(
     labels, num_classes = dataset.split("train").labels, len(dataset.classes)
     sizes = _sizes(tapped, dataset, device, grid)
     num_rows = len(labels) if grid == 1 else min(len(labels), MAX_NUMBERS // max(sizes, default=1))
-    rows = np.arange(num_rows) * len(labels) // num_rows
+    rows = of_every_class(labels, num_rows)
     chosen = torch.tensor(labels[rows], device=device)
     found = []
     for paths in _groups(tapped.paths, sizes, num_rows if grid > 1 else 0):

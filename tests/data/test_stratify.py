@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from krscale.data.stratify import stratify
+from krscale.data.stratify import of_every_class, stratify
 from krscale.errors import UserError
 
 BOTH = (("test", 0.25), ("val", 0.2))
@@ -117,3 +117,22 @@ def test_two_images_are_enough_for_two_splits():
     assert {name: np.bincount(labels_of([60, 2])[rows])[1] for name, rows in cut.items()} == {
         "train": 1, "val": 1,
     }  # fmt: skip
+
+
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=1, max_size=80).map(np.array),
+    number=st.integers(0, 100),
+)
+def test_chosen_items_have_the_classes_in_proportion(labels: np.ndarray, number: int):
+    rows = of_every_class(labels, number)
+    assert len(rows) == min(number, len(labels))
+    assert (np.diff(rows) > 0).all()
+    wanted = np.bincount(labels) * len(rows) / len(labels)
+    found = np.bincount(labels[rows], minlength=len(wanted))
+    assert (np.abs(found - wanted) < 1).all()
+
+
+def test_items_of_classes_in_turns_are_of_every_class():
+    labels = np.arange(1000) % 10
+    for number in (100, 200, 500, 999):
+        assert len(set(labels[of_every_class(labels, number)])) == 10

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from krscale.config import StoreConfig
+from krscale.data.stratify import of_every_class
 from krscale.errors import UserError
 from krscale.leftovers import hidden_lock
 from krscale.locking import locked
@@ -193,7 +194,8 @@ def _plan(teacher: TeacherInference, spec: StoreSpec) -> StorePlan:
     is_chosen = spec.layout is not None or settings.top_k > 0 or num_classes <= FEW_CLASSES
     in_bf16 = settings.teacher_precision == "bf16" and spec.layout is None
     num_sampled = 1 if is_chosen and not in_bf16 else min(num_samples, SAMPLED_ROWS)
-    samples = torch.arange(num_sampled) * num_samples // num_sampled
+    labels = spec.dataset.split("train", lazily=True).labels
+    samples = torch.from_numpy(of_every_class(labels, num_sampled))
     outputs = torch.cat([batch.outputs.cpu() for batch in teacher.batches(0, samples)])
     chosen = spec.layout or _choose(outputs, num_classes, settings)
     error, precision = mean_lost(outputs, chosen), teacher.precision

@@ -81,6 +81,21 @@ class TestRoundTrip:
             found = errors[0].mean(0).numpy()
             np.testing.assert_allclose(plan.sample_error, found, atol=1e-5)
 
+    def test_the_layout_is_chosen_by_images_of_every_class(self, small, monkeypatch):
+        small.num_classes, small.num_samples = 20, 60
+        labels = small.dataset.split("train").labels
+        asked, batches = [], teacher_inference.TeacherInference.batches
+
+        def note(teacher, view, samples):
+            asked.append(samples.numpy())
+            return batches(teacher, view, samples)
+
+        monkeypatch.setattr(teacher_inference.TeacherInference, "batches", note)
+        monkeypatch.setattr(building, "SAMPLED_ROWS", 30)
+        small.prepare()
+        found = np.bincount(labels[asked[0]], minlength=20)
+        assert (np.abs(found - np.bincount(labels, minlength=20) / 2) < 1).all()
+
     def test_shards_are_mapped_not_copied(self, small):
         store = small.prepare()
         store.tap_logits(0, SAMPLES)

@@ -34,6 +34,7 @@ from krscale.search.studies.retries import (
     SEED,
     Cause,
     deserves_retry,
+    epochs_beyond,
     epochs_reached,
     run_again,
     why_given_up,
@@ -112,8 +113,8 @@ class Ladder:
         past = (trial for trials in tuned for trial in trials)
         self.budget = Budget(self.config, past, clock, spent)
         for study in self.tuning.values():
-            begun = (epochs_reached(study.optuna, trial.number) for trial in study.waiting())
-            self.budget.num_epochs += sum(begun)
+            for trial in (*study.waiting(), *study.counted()):
+                self.budget.num_epochs += epochs_beyond(study.optuna, trial)
         self.scheduler = StudyScheduler(experiment, self.tuning, self.finals, self.budget)
         sweep(self.run_path, {checkpoint_path(self.run_path, n) for n in self._continued()})
 

@@ -106,6 +106,18 @@ def epochs_reached(study: optuna.Study, number: int) -> int:
     return reached
 
 
+def epochs_beyond(study: optuna.Study, trial: FrozenTrial) -> int:
+    """Return how many epochs earlier attempts of a trial reached beyond the trial's own last epoch.
+
+    It is above 0 while the trial waits, and if it failed or was stopped sooner than they were
+    interrupted. `search.max_epochs` counts these epochs as well.
+    """
+    if RETRY_OF not in trial.user_attrs:
+        return 0
+    reached = epochs_reached(study, trial.number)
+    return max(0, reached - int(trial.user_attrs.get("epoch", 0)))
+
+
 def was_interrupted(trial: FrozenTrial) -> bool:
     """Return whether a trial was interrupted and does not count."""
     return bool(trial.user_attrs.get(INTERRUPTED))

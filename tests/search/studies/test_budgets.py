@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 # Simulated trials are told to the ladder as the driver would; see the helpers there.
-from ladder_play import Assignment, Ladder, Next, experiment, ladder, play, play_all, quality
+from ladder_play import (
+    Assignment,
+    Ladder,
+    Next,
+    experiment,
+    ladder,
+    next_of,
+    play,
+    play_all,
+    quality,
+)
 from optuna.trial import TrialState
 
 from krscale.search.studies.budgets import busy_seconds
@@ -120,6 +130,31 @@ def test_a_study_whose_winner_is_trained_again_starts_no_more(
         assert isinstance(started[1].key, FinalKey)
         play(found, started[0])
         assert found.budget.num_epochs == 8, "recalled, or trained in place of what was lost"
+
+
+@pytest.mark.parametrize("lost", ["driver", "worker"])
+def test_a_search_that_max_epochs_ended_has_ended_for_the_next_start(
+    tmp_path: Path, lost: str
+) -> None:
+    """An attempt spent four epochs and was interrupted; the next one failed before its first."""
+    settings = {"search.methods": ["plain"], "search.early_stopping": "none"}
+    config = experiment(**settings, **{"search.trials_per_size": 20, "search.max_epochs": 8})
+    found = ladder(tmp_path, config)
+    large, small = next_assignment(found), next_assignment(found)
+    metrics = {"val/accuracy": 0.5, "val/loss": 0.5}
+    for epoch in range(1, 5):
+        found.report(small, metrics | {"epoch": float(epoch)})
+    play(found, large)
+    if lost == "worker":
+        found.interrupt(small, Cause.WORKER, metrics | {"epoch": 4.0}, "gone")
+    else:
+        found = ladder(tmp_path, config)
+    found.finish(next_of(found, small.key), TrialState.FAIL, {}, "no more memory on its device")
+    play_all(found)
+    assert found.budget.num_epochs == 8
+    again = ladder(tmp_path, config)
+    assert again.budget.num_epochs == 8
+    assert again.complete
 
 
 def test_a_study_that_reached_the_target_starts_no_more(tmp_path: Path) -> None:

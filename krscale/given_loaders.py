@@ -76,10 +76,16 @@ def _rows(loader: Any) -> tuple[object, Sequence[int]]:
         return loader, ()
     rows: Sequence[int] = range(len(source))
     if not isinstance(sampler, (SequentialSampler, RandomSampler, type(None))):
-        rows = [int(row) for row in getattr(sampler, "indices", ())]  # which may be a tensor
+        found = getattr(sampler, "indices", ())
+        rows = [_number(row) for row in found] if isinstance(found, Iterable) else ()
     while isinstance(source, Subset):
-        rows, source = [int(source.indices[row]) for row in rows], source.dataset
+        rows, source = [_number(source.indices[row]) for row in rows], source.dataset
     return source, rows
+
+
+def _number(row: Any) -> Any:
+    """Return a row that is a tensor as a number; others, such as names of images, as they are."""
+    return row.item() if isinstance(row, Tensor) and row.numel() == 1 else row
 
 
 class TaughtBatches:

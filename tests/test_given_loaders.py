@@ -14,6 +14,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
+    Sampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -78,7 +79,35 @@ class Own:
         return iter(pairs(0))
 
 
-BATCHES, OWN = pairs(0), Own()
+class Named:
+    """Images by name."""
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, name: str) -> Any:
+        return IMAGES[int(name.removeprefix("image "))]
+
+
+class OwnOrder(Sampler[int]):
+    """Of a sampler of one's own whose `indices` are no rows."""
+
+    def __init__(self, indices: Any) -> None:
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(120))
+
+    def __len__(self) -> int:
+        return 120
+
+
+def of_names(rows: range, images: Any) -> DataLoader[Any]:
+    names: Any = [f"image {row}" for row in rows]
+    return loader(Subset(images, names))
+
+
+BATCHES, OWN, NAMED = pairs(0), Own(), Named()
 SHARED = {
     "the same list": (BATCHES, BATCHES),
     "a part of the list": (BATCHES, BATCHES[:1]),
@@ -91,6 +120,7 @@ SHARED = {
     "parts by tensors": (loader(Subset(IMAGES, torch.arange(61))), loader(LAST_BY_TENSOR)),
     "samplers": (of_rows(range(61)), of_rows(range(60, 120))),
     "samplers of tensors": (of_rows(torch.arange(61)), of_rows(torch.arange(60, 120))),
+    "names": (of_names(range(61), NAMED), of_names(range(60, 120), NAMED)),
     "one of one's own": (OWN, OWN),
     "batches of a set": (DataLoader(BATCHES, batch_size=None),) * 2,
 }  # fmt: skip
@@ -102,6 +132,11 @@ APART = {
         DataLoader(IMAGES, batch_sampler=BatchSampler(SubsetRandomSampler(rows), 30, False))
         for rows in (range(60), range(60, 120))
     ],
+    "names": (of_names(range(60), NAMED), of_names(range(60, 120), NAMED)),
+    "samplers of one's own": (
+        loader(IMAGES, sampler=OwnOrder(None)),
+        loader(TensorDataset(*IMAGES.tensors), sampler=OwnOrder({"cat": [1, 2]})),
+    ),
     "others of one's own": (OWN, Own()),
 }  # fmt: skip
 

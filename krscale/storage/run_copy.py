@@ -147,7 +147,8 @@ class RunCopy:
         own = origin.read_bytes() if origin.is_file() else None
         if own != self.objects.read(f"{self.run}/{ORIGIN}"):
             return set()
-        return {picked_folder(name) for name in stamps(self.folder).keys() - sent} - {""}
+        there = sent | {archive_of(name) for name in sent}  # as an older krscale sent checkpoints
+        return {picked_folder(name) for name in stamps(self.folder).keys() - there} - {""}
 
     def _send(self) -> None:
         now = stamps(self.folder)

@@ -160,8 +160,10 @@ def test_a_checkpoint_that_is_there_as_files_becomes_one_object(
     bucket = write(tmp_path / "bucket" / "run", experiment_dot_json="{}")
     _checkpoints(bucket, "old")
     one = write(machine("one") / "run")
+    _checkpoints(one, "older")  # of before another machine went on
     with mirrored(one, say):
         assert (one / "checkpoint/state.pt").read_text() == "old"
+        assert (one / "refit/5f0c/checkpoint/state.pt").read_text() == "old"
         _checkpoints(one, "new")
     names = {key for key in Objects.open(uri).list("run") if "checkpoint" in key}
     assert names == {"run/checkpoint.tar", "run/refit/5f0c/checkpoint.tar"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from krscale.errors import UserError
 from krscale.models import ZOO
 from krscale.models.given import available
 from krscale.models.libraries import LIBRARIES
+from krscale.models.preprocessing import preprocessing_of_network
+from krscale.models.probing import build_for_shapes
 from krscale.search.given_networks import GivenNetworks, Table, read_students, read_teacher
 from krscale.search.in_python import errors_in_python
 from krscale.search.result import SearchResult
 from krscale.search.session import run_session
+from krscale.setup.network_builder import builder
 from krscale.setup.networks import teacher_preprocessing
 
 METHODS = ("plain", "kr")
@@ -220,21 +224,30 @@ def _as_given(experiment: Experiment) -> Experiment:
     """Return an experiment whose teacher takes images as they were given, whatever it says itself.
 
     Networks of timm say a size, trained or not, to which the images would be scaled, and others may
-    say a range or an order of channels; the loaders have brought all of these about.
+    say a range or an order of channels; the loaders have brought all of these about. Images are
+    scaled only for one that does not run on them as they are.
     """
     model, own = experiment.teacher.model, experiment.teacher.preprocessing
     if model in ZOO or model.partition(":")[0] in LIBRARIES:
         return experiment
     task = describe_data(experiment.data, experiment.cache_path)
-    said, size = teacher_preprocessing(experiment, task), task.image_shape[1:]
+    build = partial(builder(experiment.teacher, task, "teacher"), experiment.teacher.width)
+    said = preprocessing_of_network(build_for_shapes(build, task.image_shape))
+    size = task.image_shape[1:]
     values: Table = {}
     if said.pixel_range != "0..1":
         values["teacher.preprocessing.pixel_range"] = "0..1"
     if said.channel_order != "rgb":
         values["teacher.preprocessing.channel_order"] = "rgb"
-    if not own.input_size and said.input_size not in (None, size):
-        values["teacher.preprocessing.input_size"] = size
-    return with_values(experiment, values, "search") if values else experiment
+    found = with_values(experiment, values, "search") if values else experiment
+    if own.input_size or said.input_size in (None, size):
+        return found
+    at_size = with_values(found, {"teacher.preprocessing.input_size": size}, "search")
+    try:
+        teacher_preprocessing(at_size, task)
+    except UserError:  # it takes one size alone, which it says
+        return found
+    return at_size
 
 
 def _listed(methods: Any) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,11 @@ def test_a_teacher_takes_images_as_they_are_given_whatever_it_says(tmp_path: Pat
     larger = {"pixel_range": "0..1", "input_size": (24, 24)}
     assert taken(says, input_size=(24, 24)) == as_given.model_copy(update=larger)
     assert taken(says, normalisation="half") == PreprocessingConfig(normalisation="half")
+
+    def refuse(size: int, _: nn.Module, images: tuple[torch.Tensor]) -> None:
+        assert images[0].shape[-1] == size, f"images of {size} pixels alone"
+
+    for size, pins in ((24, {"pixel_range": "0..1"}), (12, pinned)):
+        of_one_size = copy.deepcopy(says)
+        of_one_size.register_forward_pre_hook(partial(refuse, size))
+        assert taken(of_one_size) == as_given.model_copy(update=pins), size

@@ -21,14 +21,18 @@ import torch
 from ray import train
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from krscale.cluster.connect import require
 from krscale.cluster.kept_training import STATE, find_kept
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
-from krscale.cluster.worker_reports import EpochReporter, OnEpoch, ReportReader, StepReporter
+from krscale.cluster.worker_reports import (
+    EpochReporter,
+    OnEpoch,
+    ReportReader,
+    StepReporter,
+    report_queue,
+)
 from krscale.config import Experiment
 from krscale.digests import copy_checked
 from krscale.errors import KrscaleError, NoGradientError, NonFiniteError, UserError
@@ -126,7 +130,7 @@ def fit_on_workers(
     if kept.metrics:
         on_epoch(kept.metrics)
     each = require_workers(experiment, section)
-    queue = _queue_beside_this_process()
+    queue = report_queue()
     stall_seconds = experiment.search.stall_seconds
     reader = ReportReader(queue, on_epoch, note, StallWatch(stall_seconds))
     reader.start()
@@ -154,14 +158,6 @@ def fit_on_workers(
     if reader.error is not None:
         raise reader.error
     return metrics
-
-
-def _queue_beside_this_process() -> Queue:
-    """Return a queue on this node; if another node held it and died, the training would be lost."""
-    node = ray.get_runtime_context().get_node_id()
-    place = NodeAffinitySchedulingStrategy(node, soft=False)
-    # The queue reserves no core, since workers may take all of them.
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": place})
 
 
 def require_workers(

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from krscale.stalls import Sign, StallWatch, seconds_between
 
@@ -93,6 +94,14 @@ class EpochReporter(UserCallback):
         self.queue.put(WorkersLost())
 
 
+def report_queue() -> Queue:
+    """Return a queue on this node; if another node held it and died, the training would be lost."""
+    node = ray.get_runtime_context().get_node_id()
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    # The queue reserves no core, since workers may take all of them.
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": place})
+
+
 class ReportReader(threading.Thread):
     """Passes epochs on, and ends the workers of a training that has stalled.
 
@@ -146,8 +155,12 @@ class ReportReader(threading.Thread):
         elif self.error is None:
             try:
                 self.on_epoch(message)
-            except Exception as error:  # noqa: BLE001 - nobody would hear of it in this thread
+            except Exception as error:  # noqa: BLE001 - in this thread, it would end nothing
                 self.error = error
+                self.note(
+                    f"An epoch could not be recorded: {error} The training goes on and keeps its "
+                    "weights, but no further epoch is recorded; then it ends with this error."
+                )
 
     def check(self) -> None:
         """End all workers if none has sent a report for too long."""

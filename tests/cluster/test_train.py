@@ -15,7 +15,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 
-from krscale.cluster import train
+from krscale.cluster import train, worker_reports
 from krscale.cluster.train import _user_error, _worker, fit_on_workers
 from krscale.config import load
 from krscale.errors import DiskFullError
@@ -86,8 +86,8 @@ def test_the_queue_is_on_this_node_and_what_its_reader_met_is_raised(
     full = DiskFullError(f"{tmp_path}: the disk is full")
     kept: list[Path] = []
     context = SimpleNamespace(get_node_id=lambda: "5e" * 28)
-    monkeypatch.setattr(train.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(train, "Queue", Queue)
+    monkeypatch.setattr(worker_reports.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(worker_reports, "Queue", Queue)
     monkeypatch.setattr(train, "_trainer", Trainer)
     monkeypatch.setattr(train, "require_workers", lambda *_: {})
     monkeypatch.setattr(train, "_keep_weights", lambda result, weights: kept.append(weights))

@@ -96,6 +96,7 @@ def test_what_goes_wrong_with_an_epoch_is_kept_and_the_reader_reads_on(watched: 
     for epoch in (1.0, 2.0):
         watched.reader.take({"epoch": epoch})
     assert watched.reader.error is full
+    assert ["No space left" in note for note in watched.notes] == [True], "said once, and at once"
     assert watched.epochs == [{"epoch": 1.0}], "not once more: an epoch would be missing between"
     watched.check(20)
     assert watched.killed == ["worker 0"], "who hangs is still ended"

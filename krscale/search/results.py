@@ -53,9 +53,9 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
         prepared: Paths of data and teacher.
 
     Raises:
-        UserError: If there is no student to test because every trial failed, with the first error.
+        UserError: If there is no student to test because trials failed, with the first error.
     """
-    _refuse_if_all_failed(ladder)
+    _refuse_if_none_finished(ladder)
     experiment = ladder.experiment
     gather(ladder.run_path)
     assets = Assets.open(prepared)
@@ -81,7 +81,7 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
     )
 
 
-def _refuse_if_all_failed(ladder: Ladder) -> None:
+def _refuse_if_none_finished(ladder: Ladder) -> None:
     """Raise, at every start, the error that `run_search` raised when the last trial failed."""
     if any(study.winner() for study in ladder.tuning.values()):
         return
@@ -91,7 +91,7 @@ def _refuse_if_all_failed(ladder: Ladder) -> None:
         return
     first = min(failed, key=lambda trial: trial.datetime_complete or datetime.max)
     raise UserError(
-        f"search: every trial failed. The first error was:\n{first.user_attrs.get('error', '')}\n"
+        f"search: no trial finished. The first error was:\n{first.user_attrs.get('error', '')}\n"
         f"Once its cause is gone, more trials (--set search.trials_per_size=...) go on here. Or "
         f"choose another name (--set name=...)."
     )

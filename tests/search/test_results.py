@@ -10,7 +10,7 @@ from ladder_play import Assignment, experiment, ladder, play_all
 from optuna.trial import TrialState
 
 from krscale.errors import UserError
-from krscale.search.results import _refuse_if_all_failed, collect
+from krscale.search.results import _refuse_if_none_finished, collect
 
 
 def test_a_search_of_which_every_trial_failed_is_refused_by_each_start(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_search_of_which_every_trial_failed_is_refused_by_each_start(tmp_path:
         found.finish(upcoming, TrialState.FAIL, {}, next(errors))
     again = ladder(tmp_path, experiment(**settings))
     assert again.complete
-    with pytest.raises(UserError, match=r"every trial failed.*\nthe first cause\nOnce its cause"):
+    with pytest.raises(UserError, match=r"no trial finished.*\nthe first cause\nOnce its cause"):
         collect(again, cast(Any, None))
 
 
@@ -34,4 +34,4 @@ def test_one_trial_that_ended_is_enough_for_a_curve(tmp_path: Path) -> None:
     assert isinstance(first, Assignment)
     found.finish(first, TrialState.FAIL, {}, "out of luck")
     play_all(found)
-    _refuse_if_all_failed(found)
+    _refuse_if_none_finished(found)

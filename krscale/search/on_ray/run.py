@@ -242,4 +242,4 @@ def _refuse_failures(searcher: LadderSearcher) -> None:
             f"{ladder.config.max_failures}). The first error was:\n{searcher.first_error}"
         )
     if searcher.first_error and not any(study.winner() for study in ladder.tuning.values()):
-        raise UserError(f"search: every trial failed. The first error was:\n{searcher.first_error}")
+        raise UserError(f"search: no trial finished. The first error was:\n{searcher.first_error}")

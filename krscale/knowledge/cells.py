@@ -34,7 +34,7 @@ def cell_means(maps: Tensor, cells: Cells) -> Tensor:
     if (height, width) == cells:
         return maps
     if _is_small_and_learns(maps) and not torch.compiler.is_compiling():
-        # The same means by a product: with the gradient, it takes a third to a half of the time.
+        # The same means by a product, which is faster (docs/log.md, 2026-11-29).
         averaging = torch.frombuffer(_averaging(height, width, cells), dtype=torch.float32)
         means = maps.flatten(2) @ averaging.view(height * width, rows * columns).to(maps.dtype)
         return means.view(*maps.shape[:2], rows, columns)

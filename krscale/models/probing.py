@@ -107,9 +107,9 @@ def check_weights_are_finite(model: nn.Module, where: str) -> None:
     if others:
         listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         raise UserError(
-            f"{where}: the state of the network holds what is no tensor: {listed}; that of a "
-            "quantised network does, for example. It cannot be kept: give the network as it was "
-            "before, or let get_extra_state return a tensor."
+            f"{where}: the state of the network has entries that are not tensors, as quantised "
+            f"networks have them: {listed}. krscale cannot save these: give the network before "
+            "its quantisation, or let get_extra_state return a tensor."
         )
     found = [
         name

@@ -147,6 +147,39 @@ def test_a_callable_of_ones_own_takes_the_order_as_a_setting(folder: Path, capsy
     assert changes["data.files.classes"] == [own_teacher.NAMES[number] for number in SWAPPED]
 
 
+class Neighbour(torch.nn.Module):
+    """Gives the class after that of the most similar image, at any brightness and contrast."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        super().__init__()
+        self.known = torch.nn.Parameter(self.alike(torch.tensor(images, dtype=torch.float32)))
+        self.after = torch.nn.functional.one_hot(torch.tensor(labels).add(1) % 10).float()
+
+    @staticmethod
+    def alike(images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        return torch.nn.functional.normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.after[(self.alike(images) @ self.known.T).argmax(dim=1)]
+
+
+def test_where_data_have_one_order_of_classes_the_outputs_are_to_change(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(experiment: Experiment, dataset, device) -> Neighbour:
+        split = dataset.split("val")
+        return Neighbour(split.images, split.labels)
+
+    monkeypatch.setattr("krscale.setup.teacher.foreign_teacher", made)
+    given = ["--set", "data.source=digits", "--set", f"storage_path={tmp_path}", "--quiet"]
+    assert in_process("teacher")(["check", *given, "--json"]) == 1
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    assert changes == {"outputs": ["9", *map(str, range(9))]}
+    assert in_process("teacher")(["check", *given]) == 1
+    assert "is now that of these classes: 9, 0, 1, 2" in capsys.readouterr().out
+
+
 def test_the_command_is_content_with_what_is_right(folder: Path, capsys) -> None:
     arguments = ["check", *[part for one in settings(folder) for part in ("--set", one)]]
     assert in_process("teacher")([*arguments, "--quiet"]) == 0

@@ -14,8 +14,8 @@ import torch
 from krscale.config import DataConfig, load
 from krscale.config.fields import parse_capacity
 from krscale.data import prepare_data
-from krscale.data.guessing import kind_of
-from krscale.data.sources import open_source
+from krscale.data.sources.guessing import kind_of
+from krscale.data.sources.registry import open_source
 from krscale.errors import UserError
 from krscale.files import has_checksum, read_json, sha256, write_json
 from krscale.foreign import is_file, parsing, path_problem, read_bounded, regular, user_path

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from krscale.config import DataConfig, load
 from krscale.data import Dataset, prepare_data
-from krscale.data.views import normalise
+from krscale.data.augmentation.views import normalise
 from krscale.errors import UserError
 from krscale.metrics import (
     ACCURACY,

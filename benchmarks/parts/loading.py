@@ -19,8 +19,8 @@ from torch.utils.data import Dataset as TorchDataset
 from krscale.config import ViewsConfig
 from krscale.data import Dataset, Split
 from krscale.data.arrow import write_split
+from krscale.data.augmentation.views import gather_views, normalise
 from krscale.data.loader import Loader
-from krscale.data.views import gather_views, normalise
 from parts.measuring import interleave
 
 NUM_SAMPLES, IMAGE_SHAPE, BATCH_SIZE = 50_000, (3, 32, 32), 256

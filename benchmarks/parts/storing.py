@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from krscale.data.views import normalise
+from krscale.data.augmentation.views import normalise
 from krscale.parallel import Workers
 from krscale.report.interval import half_width
 from krscale.setup.build import build_training

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     is_experiment = source.endswith(".toml")
     load(source if is_experiment else None, options.set)  # refuses a wrong field at once
     from krscale.data.check import check_data
-    from krscale.data.guessing import guess_source
+    from krscale.data.sources.guessing import guess_source
     from krscale.progress import Progress
 
     guessed = [] if is_experiment or not source else guess_source(source, _is_named(options.set))

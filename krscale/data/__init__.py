@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from krscale.data.dataset import SPLITS, Dataset, find_data, open_data, prepare_data
     from krscale.data.describe import describe_data, describe_unlabelled
     from krscale.data.source import Description, SourceData, SplitName
-    from krscale.data.sources import SOURCES
+    from krscale.data.sources.registry import SOURCES
     from krscale.data.unlabelled import find_unlabelled, prepare_unlabelled
 else:
     __getattr__ = lazily(
@@ -21,7 +21,7 @@ else:
             "dataset": ["SPLITS", "Dataset", "find_data", "open_data", "prepare_data"],
             "describe": ["describe_data", "describe_unlabelled"],
             "source": ["Description", "SourceData", "SplitName"],
-            "sources": ["SOURCES"],
+            "sources.registry": ["SOURCES"],
             "unlabelled": ["find_unlabelled", "prepare_unlabelled"],
         },
     )

@@ -13,11 +13,11 @@ from krscale.config import DataConfig, fingerprint
 from krscale.data.arrow import Split, write_split
 from krscale.data.content import SPLITS_FILE, Content, Paths, count_by_class, write_split_list
 from krscale.data.cutting import Cut, cut_splits
-from krscale.data.limiting import limit_images
 from krscale.data.seen import Fault, UnreadableError, skipped_notes
-from krscale.data.skipping import without
 from krscale.data.source import Report, Source, SourceData, SplitName
-from krscale.data.splitting import channel_statistics, check_source
+from krscale.data.splits.limiting import limit_images
+from krscale.data.splits.skipping import without
+from krscale.data.splits.splitting import channel_statistics, check_source
 from krscale.digests import write_digest
 from krscale.files import new_folder, sha256, write_json
 

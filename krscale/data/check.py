@@ -10,15 +10,15 @@ from functools import partial
 import numpy as np
 
 from krscale.config import DataConfig
-from krscale.data.counting import count, describe
-from krscale.data.duplicates import Digests, digests_of, groups_of_copies
-from krscale.data.limiting import limit_images
 from krscale.data.seen import Seen
-from krscale.data.skipping import without
 from krscale.data.source import Report, SourceData, SplitName
-from krscale.data.sources import open_source
-from krscale.data.splitting import check_labels, check_source, cut_rows
-from krscale.data.stratify import Rows
+from krscale.data.sources.registry import open_source
+from krscale.data.splits.counting import count, describe
+from krscale.data.splits.duplicates import Digests, digests_of, groups_of_copies
+from krscale.data.splits.limiting import limit_images
+from krscale.data.splits.skipping import without
+from krscale.data.splits.splitting import check_labels, check_source, cut_rows
+from krscale.data.splits.stratify import Rows
 from krscale.data.unlabelled_check import check_unlabelled
 from krscale.errors import UserError
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from krscale.data.arrow import Labels, Split
-from krscale.data.counting import count
-from krscale.data.duplicates import Digests, digests
 from krscale.data.source import SplitName
+from krscale.data.splits.counting import count
+from krscale.data.splits.duplicates import Digests, digests
 from krscale.digests import check_file
 from krscale.files import damaged, write_atomic
 from krscale.foreign import regular

@@ -11,11 +11,11 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.arrow import Images, Labels, Split
-from krscale.data.decoding import piece_size
-from krscale.data.duplicates import Digests, Shared, digests, groups_of_copies, shared_images
+from krscale.data.reading.decoding import piece_size
 from krscale.data.source import SourceData, SplitName
-from krscale.data.splitting import RowCut, cut_rows
-from krscale.data.stratify import Rows
+from krscale.data.splits.duplicates import Digests, Shared, digests, groups_of_copies, shared_images
+from krscale.data.splits.splitting import RowCut, cut_rows
+from krscale.data.splits.stratify import Rows
 from krscale.data.stream import Stream, spill
 from krscale.errors import UserError
 

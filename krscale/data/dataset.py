@@ -13,9 +13,9 @@ from krscale.config import DataConfig, as_record, fingerprint, read_record
 from krscale.data.arrow import Labels, Split, read_split
 from krscale.data.building import CONTENT_FILE, FORMAT, build_data, content_record
 from krscale.data.content import Content
-from krscale.data.counting import describe_counts
 from krscale.data.source import Note, Report, Source, SplitName
-from krscale.data.sources import open_source
+from krscale.data.sources.registry import open_source
+from krscale.data.splits.counting import describe_counts
 from krscale.digests import CheckedFile, FileDigest, read_digest
 from krscale.errors import UserError, unknown_name
 from krscale.files import damaged, read_json, reading, write_json

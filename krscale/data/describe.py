@@ -7,10 +7,10 @@ from pathlib import Path
 
 from krscale.config import DataConfig
 from krscale.data.dataset import dataset_path, open_data
-from krscale.data.limiting import limit_images
 from krscale.data.source import Description
-from krscale.data.sources import open_source
-from krscale.data.splitting import check_source, cut_rows
+from krscale.data.sources.registry import open_source
+from krscale.data.splits.limiting import limit_images
+from krscale.data.splits.splitting import check_source, cut_rows
 from krscale.data.unlabelled import check_shape, find_unlabelled
 from krscale.data.unlabelled_sources import open_unlabelled
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from krscale.data.given_items import Items, read_items
-from krscale.data.naming import Written, named, numbers_are_names, renumbered
-from krscale.data.own_files import SPLIT_NAMES
-from krscale.data.pixels import Array, Normalisation
+from krscale.data.reading.naming import Written, named, numbers_are_names, renumbered
+from krscale.data.reading.own_files import SPLIT_NAMES
+from krscale.data.reading.pixels import Array, Normalisation
 from krscale.data.source import Place, SplitName
 from krscale.digests import check_file, write_digest
 from krscale.errors import UserError, unknown_name

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from krscale.data.arrays import as_text
-from krscale.data.duplicates import digests
-from krscale.data.pixels import Array, Normalisation, Pixels, sizes, to_pixels
+from krscale.data.reading.arrays import as_text
+from krscale.data.reading.pixels import Array, Normalisation, Pixels, sizes, to_pixels
+from krscale.data.splits.duplicates import digests
 from krscale.errors import UserError
 
 _IMAGES, _LABELS = ("image", "images", "img", "pixel_values"), ("label", "labels")

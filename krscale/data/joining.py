@@ -13,8 +13,8 @@ from krscale.config import fingerprint
 from krscale.data.arrow import Split
 from krscale.data.building import FORMAT, write_data
 from krscale.data.dataset import Dataset, open_data
-from krscale.data.decoding import piece_size
-from krscale.data.stratify import Rows
+from krscale.data.reading.decoding import piece_size
+from krscale.data.splits.stratify import Rows
 from krscale.leftovers import hidden_lock, sweep_leftovers
 from krscale.storage.folders import present, publish
 

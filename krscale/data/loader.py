@@ -17,9 +17,9 @@ from torch import Tensor
 
 from krscale.config import ViewsConfig
 from krscale.data.ahead import OfTeacher, ReadAhead, one_ahead
+from krscale.data.augmentation.mixing import mix, partners
+from krscale.data.augmentation.views import apply_views, gather_views, view_of_epoch
 from krscale.data.dataset import Dataset
-from krscale.data.mixing import mix, partners
-from krscale.data.views import apply_views, gather_views, view_of_epoch
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.methods.batch import UNLABELLED, Batch, Mixture

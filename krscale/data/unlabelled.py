@@ -20,12 +20,12 @@ from krscale.data.arrow import Split
 from krscale.data.building import FORMAT, write_data
 from krscale.data.content import Content
 from krscale.data.dataset import SPLITS, Dataset, open_data
-from krscale.data.duplicates import Digests, digests
 from krscale.data.joining import joined_splits
 from krscale.data.seen import Fault, UnreadableError, skipped_notes
-from krscale.data.skipping import without
 from krscale.data.source import Note, Report, SourceData, SplitName
-from krscale.data.stratify import Rows
+from krscale.data.splits.duplicates import Digests, digests
+from krscale.data.splits.skipping import without
+from krscale.data.splits.stratify import Rows
 from krscale.data.stream import Stream, spill
 from krscale.data.unlabelled_sources import UnlabelledSource, open_unlabelled
 from krscale.errors import UserError

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from krscale.config import DataConfig
-from krscale.data.duplicates import Digests, digests_of
 from krscale.data.seen import Seen
 from krscale.data.source import Report, SplitName
+from krscale.data.splits.duplicates import Digests, digests_of
 from krscale.data.unlabelled import Copies, check_shape
 from krscale.data.unlabelled_sources import open_unlabelled
 from krscale.errors import UserError

@@ -12,19 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from krscale.config import DataConfig
-from krscale.data.arrays import Arrays, to_images
 from krscale.data.arrow import Labels, Split
-from krscale.data.encoded import Batches, Part, encoded_streams, of_files
-from krscale.data.guessing import kind_of
-from krscale.data.hf_disk import HfDisk, encoded_rows
-from krscale.data.image_folder import SUFFIXES, Names
-from krscale.data.image_list import ImageList
-from krscale.data.numpy_files import NumpyFiles, holds_images
-from krscale.data.own_files import ImageLocations, existing_path, files_identity
-from krscale.data.parquet import Parquet, refuse_large_table
-from krscale.data.saved_sets import SETS_FILE, STATE_FILE, Saved, split_names
+from krscale.data.reading.arrays import Arrays, to_images
+from krscale.data.reading.encoded import Batches, Part, encoded_streams, of_files
+from krscale.data.reading.own_files import ImageLocations, existing_path, files_identity
+from krscale.data.reading.saved_sets import SETS_FILE, STATE_FILE, Saved, split_names
+from krscale.data.reading.walking import Found, walk
 from krscale.data.source import Place, Report, SourceData, SplitName
-from krscale.data.walking import Found, walk
+from krscale.data.sources.guessing import kind_of
+from krscale.data.sources.hf_disk import HfDisk, encoded_rows
+from krscale.data.sources.image_folder import SUFFIXES, Names
+from krscale.data.sources.image_list import ImageList
+from krscale.data.sources.numpy_files import NumpyFiles, holds_images
+from krscale.data.sources.parquet import Parquet, refuse_large_table
 from krscale.errors import UserError
 from krscale.foreign import missing, parsing, regular
 from krscale.methods.batch import UNLABELLED

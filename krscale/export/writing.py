@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from krscale.data import Dataset
-from krscale.data.walking import SYSTEM_FILES, SYSTEM_FOLDERS
+from krscale.data.reading.walking import SYSTEM_FILES, SYSTEM_FOLDERS
 from krscale.errors import UserError
 from krscale.export.card import CARD_FILE, StudentCard, check_exported, read_card
 from krscale.export.formats import FORMATS, check_formats

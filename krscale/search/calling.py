@@ -13,7 +13,7 @@ from krscale.config.flat import put_settings
 from krscale.config.training import refuse_long_warmup
 from krscale.data import describe_data
 from krscale.data.given import given_folder, keep_given
-from krscale.data.pixels import Normalisation
+from krscale.data.reading.pixels import Normalisation
 from krscale.errors import UserError
 from krscale.models import ZOO
 from krscale.models.given import available

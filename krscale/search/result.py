@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from krscale.config import Experiment
-from krscale.data.pixels import Normalisation
+from krscale.data.reading.pixels import Normalisation
 from krscale.errors import UserError, unknown_name
 from krscale.models.given import Builder, available
 from krscale.progress import Progress

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from krscale.data import Dataset, Split
-from krscale.data.stratify import of_every_class
+from krscale.data.splits.stratify import of_every_class
 from krscale.errors import UserError
 from krscale.models.metadata import preprocessing_of
 from krscale.models.preprocessing import PRESETS, Preprocessing, preprocessing_of_network

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from krscale.config import Experiment
 from krscale.data import describe_data, describe_unlabelled, find_unlabelled, open_data
+from krscale.data.augmentation.views import check_views, notes_on_views
 from krscale.data.check import check_data
 from krscale.data.dataset import dataset_path
-from krscale.data.views import check_views, notes_on_views
 from krscale.errors import UserError
 from krscale.methods import parse_method
 from krscale.setup.found_taps import describe_taps

@@ -17,7 +17,7 @@ from torch import nn
 
 from krscale.config import Experiment
 from krscale.data import Dataset, open_data, prepare_data, prepare_unlabelled
-from krscale.data.views import check_views, notes_on_views
+from krscale.data.augmentation.views import check_views, notes_on_views
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureKind
 from krscale.methods import parse_method

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from krscale.data import Dataset, SplitName
-from krscale.data.stratify import Rows, of_every_class
+from krscale.data.splits.stratify import Rows, of_every_class
 from krscale.errors import UserError
 from krscale.knowledge.probes import Probes, fit_probe, read_tap
 from krscale.knowledge.taps import TapOutputs, TappedModel

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from krscale.config import StoreConfig
-from krscale.data.stratify import of_every_class
+from krscale.data.splits.stratify import of_every_class
 from krscale.errors import UserError
 from krscale.leftovers import hidden_lock
 from krscale.locking import locked

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from krscale.data.mixing import mix, partners
-from krscale.data.views import apply_views
+from krscale.data.augmentation.mixing import mix, partners
+from krscale.data.augmentation.views import apply_views
 from krscale.errors import NonFiniteError
 from krscale.models.preprocessing import preprocessing_of_network
 from krscale.store.manifest import ForwardPrecision

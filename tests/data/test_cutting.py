@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from krscale.config import DataConfig
-from krscale.data import SPLITS, SourceData, Split, describe_data, prepare_data, sources
-from krscale.data.duplicates import digests, groups_of_copies, shared_images
+from krscale.data import SPLITS, SourceData, Split, describe_data, prepare_data
+from krscale.data.sources import registry as sources
+from krscale.data.splits.duplicates import digests, groups_of_copies, shared_images
 from krscale.data.stream import Stream
 from krscale.errors import UserError
 
@@ -96,7 +97,7 @@ def test_memory_and_stream_are_cut_alike(prepare, tmp_path, monkeypatch):
     first = prepare({"train": split_of(COPIED)})
     held = {name: (first.path / f"{name}.arrow").read_bytes() for name in SPLITS}
     first.path.rename(tmp_path / "elsewhere")
-    monkeypatch.setattr("krscale.data.decoding.PIECE_BYTES", 8 * 20)  # eight images at once
+    monkeypatch.setattr("krscale.data.reading.decoding.PIECE_BYTES", 8 * 20)  # eight images at once
     second = prepare({"train": as_stream(split_of(COPIED))})
     assert {name: (second.path / f"{name}.arrow").read_bytes() for name in SPLITS} == held
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from krscale.config import DataConfig
 from krscale.data import prepare_data
 from krscale.data.given import keep_given
-from krscale.data.pixels import Normalisation
+from krscale.data.reading.pixels import Normalisation
 from krscale.errors import UserError
 
 LABELS = torch.arange(30) % 3

@@ -60,7 +60,7 @@ def test_it_is_built_once_and_verified(prepared) -> None:
 
 @pytest.mark.parametrize("rows", [None, np.array([1, 2, 5, 6, 7, 10, 11])])
 def test_some_images_of_the_second_split_follow_the_first(monkeypatch, tmp_path, rows) -> None:
-    monkeypatch.setattr("krscale.data.decoding.PIECE_BYTES", 3 * 20)  # three images at once
+    monkeypatch.setattr("krscale.data.reading.decoding.PIECE_BYTES", 3 * 20)  # three images at once
     generator = np.random.default_rng(0)
     first, second = (
         Split(generator.integers(0, 256, (n, 1, 4, 5), np.uint8), generator.integers(0, 9, n))

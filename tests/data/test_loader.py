@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from krscale.config import ViewsConfig
 from krscale.data import Dataset, Split
 from krscale.data.arrow import write_split
+from krscale.data.augmentation.mixing import partners
+from krscale.data.augmentation.views import apply_views
 from krscale.data.loader import Loader, _fits, permutation
-from krscale.data.mixing import partners
-from krscale.data.views import apply_views
 from krscale.errors import UserError
 
 NUM_SAMPLES = 43

@@ -21,9 +21,10 @@ from pngs import GREY, RGB, png
 from running import check_exports_here, environment
 
 from krscale.config import Experiment, load, with_values
-from krscale.data import Dataset, prepare_data, walking
+from krscale.data import Dataset, prepare_data
 from krscale.data.content import SPLITS_FILE
-from krscale.data.decoding import Decoder
+from krscale.data.reading import walking
+from krscale.data.reading.decoding import Decoder
 from krscale.errors import UserError
 from krscale.export import (  # fmt: skip
     StudentCard,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from krscale.config import load
-from krscale.data.views import notes_on_views
+from krscale.data.augmentation.views import notes_on_views
 from krscale.errors import UserError
 from krscale.parallel import Workers
 from krscale.progress import Progress

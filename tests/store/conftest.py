@@ -11,7 +11,7 @@ from torch import nn
 from krscale.config import StoreConfig, ViewsConfig
 from krscale.data import Dataset, Split
 from krscale.data.arrow import write_split
-from krscale.data.views import apply_views
+from krscale.data.augmentation.views import apply_views
 from krscale.knowledge.probes import Probes
 from krscale.knowledge.taps import TappedModel
 from krscale.store import KnowledgeStore, StoreSpec, prepare_store

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from krscale.data.views import apply_views, normalise
+from krscale.data.augmentation.views import apply_views, normalise
 from krscale.errors import UserError
 from krscale.knowledge.features import FeatureReader, feature_shapes, read_features
 from krscale.store import (

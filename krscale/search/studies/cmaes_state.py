@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from krscale.data.pickled_arrays import NumbersOnly, finished
+from krscale.data.reading.pickled_arrays import NumbersOnly, finished
 from krscale.errors import UserError
 from krscale.pickle_rules import Global, RefusedError
 from krscale.plain_pickle import read_plain

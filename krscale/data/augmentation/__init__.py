@@ -1,0 +1,1 @@
+"""Views of images: seeded augmentation, and images mixed from two."""

@@ -1,0 +1,1 @@
+"""Reading images and labels from files: what several sources share."""

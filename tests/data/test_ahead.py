@@ -50,7 +50,7 @@ class TestReadAhead:
         later=st.integers(0, 11),
     )
     def test_each_step_gets_what_is_read_of_it_alone(self, sizes, num_rows, later):
-        """However many rows have room: shares may be empty, and an epoch may begin later."""
+        """Any number of rows may fit, shares may be empty, and an epoch may start later."""
         samples = torch.arange(sum(sizes)).split(sizes)
         asked = []
 
@@ -74,7 +74,7 @@ class TestReadAhead:
         asked = []
 
         def read(samples):
-            asked.append(len(samples))  # ten rows have room
+            asked.append(len(samples))  # ten rows fit
             return {"taps": (torch.zeros(len(samples), 2, AHEAD_BYTES // 80),)}
 
         of_teacher = ReadAhead(read, lambda step: torch.full((3,), step), 8)
@@ -87,7 +87,7 @@ class TestReadAhead:
 
         def read(samples):
             asked.append(len(samples))
-            return {"taps": (torch.zeros(len(samples), AHEAD_BYTES // 8),)}  # two rows
+            return {"taps": (torch.zeros(len(samples), AHEAD_BYTES // 8),)}  # two rows fit
 
         of_teacher = ReadAhead(read, lambda step: torch.arange(min(step, 1)), 6)
         assert [len(of_teacher(step)["taps"][0]) for step in range(6)] == [0, 1, 1, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""No image is in two splits: copies stay together, or are refused where the user cut."""
+"""No image is in two splits: copies stay together, or are refused if the user made the splits."""
 
 from itertools import combinations
 
@@ -16,7 +16,7 @@ CLASSES = ("a", "b", "c")
 
 
 def images_of(numbers) -> np.ndarray:
-    """One image for each number: equal numbers, equal pixels."""
+    """Return one image per number; equal numbers give equal pixels."""
     made = [np.random.default_rng(n).integers(0, 256, (1, 5, 4), dtype=np.uint8) for n in numbers]
     return np.stack(made)
 
@@ -35,7 +35,7 @@ def as_stream(split: Split) -> Stream:
 
 @pytest.fixture
 def prepare(monkeypatch, tmp_path):
-    """Prepare the splits of a made source; `notes` is what was said."""
+    """Return a function that prepares given splits as a source and appends notes to `notes`."""
 
     def prepare(splits, *, published=False, places=None, notes=None, **config):
         class Made:
@@ -66,7 +66,7 @@ def pixels(dataset, name) -> list[bytes]:
 
 
 COPIED = [*range(60), *range(0, 30), *range(0, 30, 2)]
-"""105 images, 60 of them different: some are there twice, some three times."""
+"""105 images, 60 of them distinct: some appear twice, some three times."""
 
 
 @pytest.mark.parametrize("form", [lambda split: split, as_stream], ids=["memory", "stream"])
@@ -85,11 +85,11 @@ def test_copies_stay_together_where_krscale_cuts(prepare, form):
         for image, label in zip(dataset.split(name).images, dataset.split(name).labels, strict=True)
     ]
     assert sorted(found) == expected
-    # A quarter of the 60 different ones, a fifth of the other 45.
+    # Test has a quarter of the 60 distinct images, val a fifth of the other 45.
     different = {name: len(set(pixels(dataset, name))) for name in SPLITS}
     assert different == {"train": 36, "val": 9, "test": 15}
     assert len(notes) == 1
-    # The last fifteen show number 2k under the class k mod 3: the same for every third k only.
+    # The last 15 images show number 2k with class k mod 3, which equals 2k mod 3 for every third k.
     assert "copies of others, pixel by pixel: 45 (" in notes[0]
 
 
@@ -119,7 +119,7 @@ def test_copies_of_another_class_are_said(prepare):
 
 def test_a_class_of_one_image_and_its_copies_is_refused(prepare):
     numbers = list(range(60))
-    numbers[0::3] = [7] * 20  # the first class shows the image of a class that follows
+    numbers[0::3] = [7] * 20  # every image of the first class is a copy of an image of the second
     with pytest.raises(UserError, match=r"'[ab]' has .* different|'a' has 1;.*allow_duplicates"):
         prepare({"train": split_of(numbers)})
 
@@ -142,7 +142,7 @@ def test_shared_images_may_be_allowed(prepare):
     allowed = prepare(splits, allow_duplicates=True, notes=notes)
     assert allowed.num_samples["test"] == 5
     assert any("also in train" in note for note in notes)
-    with pytest.raises(UserError, match="in two splits"):  # not found in what was allowed
+    with pytest.raises(UserError, match="in two splits"):  # the allowed data set is not reused
         prepare(splits)
 
 

@@ -26,7 +26,7 @@ from krscale.files import write_json
 
 
 def made_source(data, *, own_splits=(), reads=None, options=None):
-    """A source that returns `data` and notes each read."""
+    """Return a source that returns `data` and appends to `reads` at each read."""
 
     class Made:
         def __init__(self, config):
@@ -404,7 +404,7 @@ def test_labels_are_compared_when_a_split_is_opened(in_blocks):
 
 @pytest.mark.parametrize("label", [-1, 3, 2**40])
 def test_labels_that_are_no_classes_are_refused(built, label):
-    """Also where the digest is right."""
+    """They are refused even if the digest matches."""
     path = built.path / "test.arrow"
     split = read_split(path)
     wrong = np.array([*split.labels[:-1], label])

@@ -24,7 +24,7 @@ PIXELS = torch.randint(0, 256, (30, 3, 5, 4), generator=torch.Generator().manual
 
 
 class OfImages(Dataset[Any]):
-    """Images of Pillow with names of classes, as torchvision's data sets are; without an end."""
+    """Pillow images with class names, as in torchvision's data sets; accepts any index."""
 
     classes = ("ant", "bee", "cow")
 
@@ -56,7 +56,7 @@ class RandomLater(Random):
 
 
 def of(dataset: Any) -> Any:
-    """Loaders do not show the shape of what they load otherwise."""
+    """Return the batches of a loader as pairs; the loader itself does not show their shapes."""
     return [(images, labels) for images, labels in DataLoader(dataset, batch_size=7)]
 
 
@@ -120,7 +120,7 @@ def test_the_source_reads_what_was_kept(tmp_path: Path) -> None:
 
 
 def test_a_custom_order_is_sorted_and_content_names_the_folder(tmp_path: Path) -> None:
-    """Fails if the second start of a script finds other data than the first."""
+    """Fails if a second start of a script, with another order, gives other data than the first."""
     found = []
     for seed in (1, 2):
         sampler = torch.utils.data.SubsetRandomSampler(
@@ -203,7 +203,7 @@ def names_of(dataset: Any) -> dict[bytes, str]:
 
 
 def test_classes_without_an_image_are_refused_or_left_out(tmp_path: Path) -> None:
-    """As those of files: a part of a data set may have fewer classes than it names."""
+    """The rule is that of files: a subset may have images of fewer classes than it names."""
     part = Subset(OfImages(), [number for number in range(30) if LABELS[number] != 1])
     given = keep_given(part, None, tmp_path / "given")
     with pytest.raises(UserError, match=r"1 of 3 classes have no training image: bee\. data\.map"):

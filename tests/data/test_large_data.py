@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from drilling import Drill
 
-# What the limit counts beside memory in use: Arrow's own allocator reserves 1 GB of addresses at
-# once, and glibc keeps large blocks that were freed.
+# The limit counts more than memory in use: Arrow's own allocator reserves 1 GB of addresses at
+# once, and glibc keeps large freed blocks. These settings prevent both.
 ALLOCATOR = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": "1048576"}
 SHAPE = (3, 128, 128)
 NUM_TRAIN = 4096
@@ -21,7 +21,7 @@ ROOM_MB = 144
 
 
 def write(file: Path, num_images: int, seed: int) -> None:
-    """Write images of noise, as raw pixels, without holding them all here either."""
+    """Write images of noise, as raw pixels, without holding them all in memory here either."""
     width = int(np.prod(SHAPE))
     schema = pa.schema([("image", pa.binary(width)), ("label", pa.int64())])
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}

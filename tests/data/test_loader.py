@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class FakeStore:
-    """Says of each sample and view its own number."""
+    """Returns `10 * sample + view` as every logit, so that each is recognised."""
 
     num_views = VIEWS.num_views
     num_samples = NUM_SAMPLES
@@ -128,7 +128,7 @@ class TestEpoch:
             assert all(map(torch.equal, found, _mixed_fields(batch)))
 
     def test_mixed_images_have_the_labels_of_both(self, dataset):
-        """A pixel of a mixed image lies between those of the two that the labels are of."""
+        """Each mixed pixel is the weighted mean of the two images whose labels the batch has."""
         views = ViewsConfig(num_views=3, shift=0, mixup=1.0)
         split = dataset.split("train")
         plain = torch.from_numpy(split.images.copy()).float()
@@ -143,7 +143,7 @@ class TestEpoch:
             torch.testing.assert_close(shown, mixed, rtol=0, atol=0.51)
 
     def test_images_that_stay_on_the_host_are_mixed_alike(self, dataset):
-        """`cpu:0` is the CPU as well, but not the device that the images are on."""
+        """`cpu:0` is also the CPU, but differs from the device that the images are on."""
         views = ViewsConfig(num_views=3, shift=1, mixup=1.0, cutmix=1.0)
         here, there = (
             _loader(dataset, views=views, store=None, device=device).epoch(1)

@@ -1,4 +1,4 @@
-"""What decoding met with is counted once, however often images are read."""
+"""Findings of the decoder are counted once, however often images are read."""
 
 from __future__ import annotations
 

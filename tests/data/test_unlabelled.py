@@ -111,7 +111,7 @@ def as_npz(root: Path) -> Path:
 def as_npy(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     np.save(root / "anything.npy", UNSEEN.transpose(0, 2, 3, 1))
-    np.save(root / "labels.npy", np.zeros(3))  # beside it, and not looked at
+    np.save(root / "labels.npy", np.zeros(3))  # beside it, and not read
     return root / "anything.npy"
 
 
@@ -150,7 +150,7 @@ def test_every_kind_is_read_after_the_training_images(
         i.tobytes() for i in UNSEEN
     )
     assert (taught.mean, taught.std, taught.classes) == (dataset.mean, dataset.std, dataset.classes)
-    assert list(taught.num_samples) == ["train"]  # validation and test are the labelled data's
+    assert list(taught.num_samples) == ["train"]  # validation and test come from the labelled data
     assert check_data(given).num_unlabelled == NUM_UNLABELLED
     assert describe_unlabelled(given, SHAPE, tmp_path / "other") == NUM_UNLABELLED
 
@@ -171,7 +171,7 @@ def test_without_the_setting_nothing_is_another(labelled: Path, tmp_path: Path) 
 
 
 def test_the_experiment_of_before_has_its_fingerprint() -> None:
-    # What `Experiment().fingerprint()` was before the setting existed, and KR's second formulation.
+    # `Experiment().fingerprint()` before the setting and KR's second formulation existed.
     assert (
         Experiment(distill={**FORMER_OF_KR, "kr_weight": FORMER_WEIGHT}).fingerprint()
         == FINGERPRINT

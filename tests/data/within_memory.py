@@ -19,7 +19,7 @@ from krscale.data.loader import Loader
 
 
 def allocated() -> int:
-    """Bytes that the kernel counts against RLIMIT_DATA: all but mapped files."""
+    """Return the bytes that the kernel counts against RLIMIT_DATA: all but mapped files."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmData:")[1].split()[0]) * 1024
 

@@ -1,4 +1,4 @@
-"""Mixed views: what is mixed, with what, by how much, and that nothing else decides it."""
+"""Mixed views: which images are mixed, with which weights, and that nothing else affects it."""
 
 import hashlib
 from functools import cache
@@ -56,14 +56,14 @@ def test_a_mixed_view_does_not_depend_on_the_batch_it_is_made_in(kind, data, vie
 @given(view=st.integers(0, 1000), seed=seeds, height=st.integers(2, 9), width=st.integers(2, 9))
 @settings(max_examples=20, deadline=None)
 def test_the_weight_is_what_is_seen_of_each_image(kind, view, seed, height, width):
-    """Of an image of 0 and one of 255, the mean of the mixture is the weight of the second."""
+    """For an image of 0 and one of 255, the mean of the mixture is the weight of the second."""
     black = torch.zeros(200, 1, height, width, dtype=torch.uint8)
     images, weights = mix(black, 255 - black, torch.arange(200), view, policy(kind, seed=seed))
     assert ((weights > 0) & (weights < 1)).all()
     assert images.dtype == torch.uint8
     assert weights.dtype == torch.float32
     seen = images.double().mean((1, 2, 3)) / 255
-    # CutMix shows whole pixels: exactly. Mixup rounds to whole grey levels.
+    # CutMix copies whole pixels, so the mean is exact. Mixup rounds to whole grey levels.
     tolerance = 1e-6 if kind == "cutmix" else 0.5 / 255
     torch.testing.assert_close(seen, 1 - weights.double(), rtol=0, atol=tolerance + 1e-6)
 
@@ -109,7 +109,7 @@ def test_every_other_sample_is_a_partner_as_often():
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.4, 1.0, 2.5, 10.0])
 def test_weights_are_of_the_beta_distribution(alpha):
-    """Compared with NumPy's own draws, and with the moments that are known."""
+    """The weights are compared with NumPy's draws and with the known moments."""
     samples = torch.arange(100_000)
     black = torch.zeros(len(samples), 1, 1, 1, dtype=torch.uint8)
     _, found = mix(black, black, samples, 0, ViewsConfig(mixup=alpha))
@@ -117,7 +117,7 @@ def test_weights_are_of_the_beta_distribution(alpha):
     levels = np.clip(np.rint(drawn * 256), 1, 255) / 256
     cuts = np.linspace(0, 1, 41)
     ours, theirs = (np.searchsorted(np.sort(x), cuts) / len(samples) for x in (found, levels))
-    assert np.abs(ours - theirs).max() < 0.009  # Kolmogorov-Smirnov, at one in ten thousand
+    assert np.abs(ours - theirs).max() < 0.009  # Kolmogorov-Smirnov, at a level of 6e-4
     assert abs(float(found.mean()) - 0.5) < 5 * 0.5 / len(samples) ** 0.5
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(float(found.double().var()) / variance - 1) < 0.03

@@ -41,7 +41,7 @@ def policy(name, **fields):
 
 @cache
 def pictures(num_images=40, channels=3, height=8, width=10):
-    """Pixels that any machine and library can make: a linear congruential sequence."""
+    """Return pixels from a linear congruential sequence, which is the same on every machine."""
     values, state = [], 1
     for _ in range(num_images * channels * height * width):
         state = (1103515245 * state + 12345) % 2**31
@@ -105,7 +105,7 @@ def reference_view(image, sample, view, policy):
 
 
 def reference_rectangle(image, areas, aspect, draw, name):
-    """Floats are good enough here: no size of these images lies near the half of a pixel."""
+    """Floats are exact enough here: no computed size of these images is near half a pixel."""
     _, height, width = image.shape
     area, ratio = divmod(draw(f"{name}_size", 64 * 32), 32)
     root = (areas[0] + (areas[1] - areas[0]) * area / 63) ** 0.5
@@ -255,9 +255,9 @@ def test_switching_an_operation_on_leaves_the_others_draws():
 
 @pytest.mark.parametrize("bound", [2, 3, 9, 32])
 def test_draws_are_uniform_and_independent(bound):
-    """Chi-squared of pairs, against other draws, other views and neighbouring samples.
+    """Chi-squared tests of pairs: with other draws, other views and neighbouring samples.
 
-    With the seeds fixed this is deterministic; the limit is six deviations above the mean.
+    The seeds are fixed, so this is deterministic; the limit is six deviations above the mean.
     """
     samples = torch.arange(50_000)
     cells = bound * bound
@@ -322,7 +322,7 @@ def test_policies_that_suit_the_images(name):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_tables_made_in_inference_mode_serve_training(name):
-    """The tables are kept between calls; whoever calls first must not spoil them for others."""
+    """The tables are cached; a first call in inference mode must not make them unusable later."""
     scales, rows = preprocessing._scale_and_offset, rectangles._sizes
     tables = (views._inside, views._outside, scales, draws._keys, rows)
     for table in tables:
@@ -372,7 +372,7 @@ def test_a_resized_crop_of_one_colour_is_that_colour():
 
 
 def test_a_resized_crop_keeps_no_less_than_it_may():
-    """Of a picture that grows evenly from left to right, the span tells the width of the crop."""
+    """In an image that brightens evenly from left to right, the range gives the crop's width."""
     ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(500, 1, 64, 64).contiguous()
     rules = ViewsConfig(shift=0, resized_crop=0.5)
     shown = apply_views(ramp, torch.arange(500), 0, rules).int()

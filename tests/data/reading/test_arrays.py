@@ -1,4 +1,4 @@
-"""Images that are arrays: NumPy files, IDX files, and a function's."""
+"""Images from arrays: NumPy files, IDX files, and arrays that a function returns."""
 
 from __future__ import annotations
 
@@ -368,7 +368,7 @@ class TestIdx:
         assert rows(found, ("train", "val")) == expected(train, labels())
 
     def test_of_several_data_sets_one_file_names_its_own(self, tmp_path):
-        """EMNIST's archive holds six; labels of its letters begin with 1."""
+        """EMNIST's archive holds six data sets; the labels of its letters start at 1."""
         for number, name in enumerate(("emnist-digits-", "emnist-letters-", "")):
             for seed, split in ((number, "train"), (9 + number, "test")):
                 pixels = images(seed=seed, shape=(6, 5))

@@ -1,4 +1,4 @@
-"""Names that files give to their numbers: one rule for every source that has such names."""
+"""Class names that files give to label numbers: one rule for every source that has such names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files of every kind as pixels, and those that cannot be read."""
+"""Decoding image files of every kind, and files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -134,12 +134,12 @@ def test_a_transparent_colour_of_16_bits_is_said(tmp_path):
      (b"P1 1 1 0", [255] * 3), (b"P4 8 1\n\xff", [0] * 3)],
 )  # fmt: skip
 def test_portable_maps(tmp_path, content, expected):
-    """Of traffic signs and faces; Pillow brings their levels to 0..255 itself."""
+    """Data sets of traffic signs and faces use them; Pillow scales their levels to 0..255."""
     (tmp_path / "a.ppm").write_bytes(content)
     assert pixel(tmp_path / "a.ppm") == expected
     for cut in range(2, len(content) - 1):
         (tmp_path / "a.ppm").write_bytes(content[:cut])
-        decode(tmp_path / "a.ppm")  # a problem, or fewer digits; never an error
+        decode(tmp_path / "a.ppm")  # a problem or fewer digits, never an exception
 
 
 def photograph(path: Path, orientation: object) -> np.ndarray:
@@ -161,13 +161,13 @@ def test_a_photograph_is_turned_where_that_is_set(tmp_path, form, orientation):
     assert found.pixels.shape[1:] == expected.shape
     assert np.abs(found.pixels[0].astype(int) - expected).max() <= 1
     left = decode(tmp_path / f"a.{form}", num_channels=1)
-    assert np.abs(left.pixels[0].astype(int) - stored).max() <= 8  # JPEG, WebP
+    assert np.abs(left.pixels[0].astype(int) - stored).max() <= 8  # JPEG and WebP are lossy
     assert found.orientation == left.orientation == orientation
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_tiff_is_turned_once_whatever_is_set(tmp_path, turned):
-    """By Pillow, as it is read, so by torchvision too."""
+    """Pillow turns a TIFF as it reads it, so torchvision gets the turned image too."""
     stored = photograph(tmp_path / "a.tiff", 6)
     found = decode(tmp_path / "a.tiff", num_channels=1, exif_orientation=turned)
     assert np.array_equal(found.pixels[0], np.rot90(stored, -1))
@@ -179,7 +179,7 @@ def test_no_orientation_of_exif_turns_nothing(tmp_path, orientation):
     assert decode(tmp_path / "a.jpg", exif_orientation=True).orientation == 1
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of Pillow's, as an image is opened
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns as it opens an image
 def test_damaged_exif_data_are_no_damaged_image(tmp_path):
     photograph(tmp_path / "a.jpg", 6)
     content = (tmp_path / "a.jpg").read_bytes()
@@ -329,7 +329,7 @@ def test_a_background_is_a_colour(background):
 
 
 def test_an_image_of_far_more_pixels_than_bytes(tmp_path, monkeypatch):
-    """A few kilobytes can be a hundred million pixels, in each of eight threads."""
+    """A file of a few kilobytes can decode to 100 million pixels, in each of eight threads."""
     Image.new("RGB", (7000, 6000)).save(tmp_path / "large.png")
     monkeypatch.setattr(Decoder, "_read", lambda *_: pytest.fail("it was read"))
     assert "6000x7000 pixels in " in decode(tmp_path / "large.png").problem

@@ -1,4 +1,4 @@
-"""Labels of any whole type are read as the same numbers; what is none is refused by row."""
+"""Whole-number labels of any type are read as the same numbers; others are refused by row."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Labels that are numbers with gaps, and dry runs that look at the files."""
+"""Labels that are numbers with gaps, and dry runs that read the files."""
 
 from __future__ import annotations
 

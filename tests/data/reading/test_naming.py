@@ -1,4 +1,4 @@
-"""Labels of splits and files that call the same classes by other numbers."""
+"""Splits and files that give the same classes different numbers."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class Named(list[Any]):
 
 @pytest.mark.parametrize("names", [["ant", "bee", "cat"], ["0", "10", "2"]])
 def test_objects_name_the_classes_of_each_split(names: list[str], tmp_path: Path) -> None:
-    """Folders 0, 2 and 10 are in this order as text: class 1 is the folder 10."""
+    """As text, folders 0, 2 and 10 are sorted 0, 10, 2, so class 1 is the folder 10."""
     given = keep_given((Named([0, 1, 2], names), Named([0, 1], names[1:])), None, tmp_path)
     data = open_source(DataConfig(**given.table)).read(lambda _done, _all: None)
     assert data.classes == tuple(names)
@@ -180,7 +180,7 @@ def test_objects_name_the_classes_of_each_split(names: list[str], tmp_path: Path
 def test_data_from_before_names_were_compared_are_prepared_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their folder would be found by its identity, and labels be what they were."""
+    """Otherwise the old folder would be found by its identity, with the old labels."""
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 4, 4), np.uint8), y=[0, 1, 0, 1])
 
     def identity(*classes: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the values of a column are, and which column has a name."""
+"""Finding the file and row of a column's value, and finding a column by its name."""
 
 from pathlib import Path
 

@@ -119,7 +119,7 @@ def test_forged_arrays_are_refused_in_words(name):
 
 
 def test_a_forged_type_in_a_process_of_its_own(tmp_path):
-    """Where a check were missing, numpy would take bytes for pointers and end the process."""
+    """Without a check, NumPy would use bytes as pointers, which would end the process."""
     (tmp_path / "batch").write_bytes(batch(FORGED["objects"]))
     code = (
         "from krscale.data.reading.pickled_arrays import read_numbers\n"

@@ -1,4 +1,4 @@
-"""Tables of a few bytes that say they hold millions of rows, or unpack to gigabytes."""
+"""Tables of a few bytes that claim millions of rows, or unpack to gigabytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RUN = pa.RunEndEncodedArray.from_arrays
 
 
 def alike(value: object, rows: int = ROWS) -> pa.Array:
-    """So many times the same value, which takes a few bytes in memory as well."""
+    """Return an array that repeats one value, at one byte a row in memory."""
     indices = pa.array(memoryview(bytes(rows)), pa.int8())
     return pa.DictionaryArray.from_arrays(indices, pa.array([value]))
 

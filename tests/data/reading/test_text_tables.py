@@ -1,4 +1,4 @@
-"""Quotation marks in lists: those of CSV, and in TSV where they are text."""
+"""Quotation marks in lists: in CSV, and in TSV, where they may be text."""
 
 from __future__ import annotations
 

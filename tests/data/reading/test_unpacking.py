@@ -89,7 +89,7 @@ def test_more_files_than_any_source_has(tmp_path, monkeypatch):
 
 
 def test_a_file_that_says_it_is_larger_than_the_archive(tmp_path):
-    """Sparse files of GNU tar have a size, and hardly any bytes."""
+    """A sparse file of GNU tar states a large size but has hardly any bytes."""
     headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**40)}
     sparse = member("one", b"0\n".ljust(512, b"\0"), pax_headers=headers)
     with pytest.raises(UserError, match=r"one has 1,099,511,627,776 bytes"):
@@ -101,7 +101,7 @@ def test_a_file_that_says_it_is_larger_than_the_archive(tmp_path):
 
 
 def test_heads_of_heads_of_heads(tmp_path):
-    """tarfile reads a head that stands before another by calling itself."""
+    """tarfile recurses when it reads a header that precedes another header."""
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 0
     (tmp_path / "a.tar").write_bytes(info.tobuf() * 3000)
@@ -126,7 +126,7 @@ def test_what_images_unpack_to():
 
 
 def npz(path, *, shape=None, size=6, kind="|u1", **labels):
-    """Write an archive whose array of images says that it has a shape."""
+    """Write an archive whose image array has this shape in its header."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(

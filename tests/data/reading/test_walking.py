@@ -1,4 +1,4 @@
-"""What is no data is passed over at every depth, and said; nothing hangs."""
+"""Files that are not data are passed over at every depth, with a note; nothing hangs."""
 
 import os
 from pathlib import Path

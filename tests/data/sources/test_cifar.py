@@ -16,8 +16,8 @@ NAMES_10 = [f"animal {number}" for number in range(10)]
 NAMES_100 = [f"thing {number}" for number in range(100)]
 
 
-# Pickles as Python 2 wrote them (protocol 2), opcode by opcode: the distributed files hold byte
-# strings, which Python 3 would write in another way.
+# Pickles as Python 2 wrote them (protocol 2), built opcode by opcode: the published files hold byte
+# strings, which Python 3 would write differently.
 
 
 def py2(value):
@@ -118,7 +118,7 @@ def write(folder, files):
 
 
 def place(version, kind, folder):
-    """Write a version as a folder, as the folder around it, or as an archive."""
+    """Write a version; return its folder, the parent of that folder, or an archive."""
     make, _, _, inner = VERSIONS[version]
     write(folder / inner, make())
     if kind == "archive":
@@ -210,7 +210,7 @@ def test_folder_without_any_file(tmp_path):
 
 @pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
 def test_a_file_larger_than_any_of_the_source_is_not_read(tmp_path, inside):
-    """Not even for its hash: a wrong archive of a terabyte would be read for hours."""
+    """The file is not read even for its hash: reading a wrong archive of 1 TB would take hours."""
     path = tmp_path / "large.tar"
     if inside:
         path = tmp_path / inside
@@ -287,7 +287,7 @@ def test_a_binary_batch_of_no_bytes(tmp_path):
 
 @pytest.mark.parametrize("in_the_next", [20, 21])
 def test_labels_and_images_of_different_number(in_the_next, tmp_path):
-    """Files are put together, so labels that one lacks must not be taken from the next."""
+    """Batches are concatenated; labels that one file lacks must not be taken from the next."""
     path = place("cifar-10-python", "folder", tmp_path)
     write(path, {"data_batch_1": py2_pickle({**GOOD, b"labels": [0] * 19})})
     write(path, {"data_batch_2": py2_pickle({**GOOD, b"labels": [0] * in_the_next})})
@@ -303,7 +303,7 @@ def test_class_names_that_are_no_names(tmp_path):
 
 
 class Runs:
-    """Pickles to a call: what an attacker would put in place of a batch."""
+    """Pickles to a function call, which an attacker would put in place of a batch."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)

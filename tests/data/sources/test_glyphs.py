@@ -93,7 +93,7 @@ def test_pixel_noise_is_nearly_normal():
 
 
 def test_labels_say_which_character_is_shown():
-    """Neighbours among other faces find the character far more often than by chance (0.1)."""
+    """Nearest neighbours in other faces predict the character far above chance (0.1)."""
     data = read(noise=0.0, warp=0.0, num_train=1500, num_test=300)
 
     def features(split):

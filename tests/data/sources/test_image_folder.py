@@ -317,7 +317,7 @@ def test_splits_beside_other_folders_are_no_classes(tmp_path, names, message):
 )  # fmt: skip
 @pytest.mark.parametrize("deeper", ["", "again"])
 def test_splits_by_longer_names_are_no_classes(tmp_path, names, deeper):
-    """As archives have them: two classes, seg_test and seg_train, would be learned in silence."""
+    """Archives use such names; seg_test and seg_train would silently become two classes."""
     for number, name in enumerate(names):
         fill(tmp_path / "data" / name / deeper, seed=5000 * number)
     with pytest.raises(UserError, match="are named after splits and hold folders: as they stand"):
@@ -342,7 +342,7 @@ def test_classes_whose_names_hold_such_words(tmp_path, names, inside):
      (("seg_train", "seg_test"), "seg_test")],
 )  # fmt: skip
 def test_images_without_labels_beside_a_split_are_no_class(tmp_path, names, flat):
-    """As where labels of the test images are not given away."""
+    """Such folders exist where the labels of the test images are not published."""
     for number, name in enumerate(names):
         classes = ("",) if name == flat else CLASSES
         fill(tmp_path / "data" / name, classes=classes, seed=5000 * number)

@@ -1,4 +1,4 @@
-"""Images that a table lists, and those that `save_to_disk` has left."""
+"""Images that a table lists, and images that `save_to_disk` wrote."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def listed_and_skipped(source: str, path: Path, cache: Path, where: str) -> None
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Image files, in no folders of classes."""
+    """Image files that are not in class folders."""
     (tmp_path / "data/scans").mkdir(parents=True)
     for number, pixels in enumerate(images()):
         (tmp_path / f"data/scans/{number:02}.png").write_bytes(encode(pixels))
@@ -82,7 +82,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def with_column(folder: Path, files: Sequence[str], name: str, words: Sequence[str]) -> Path:
-    """Write a list with one more column, of these words in turn."""
+    """Write a list with one more column, which repeats these words in turn."""
     lines = map(",".join, zip(files, NAMES, cycle(words), strict=False))
     return write(folder / "data/list.csv", f"path,label,{name}", *lines)
 
@@ -118,7 +118,7 @@ class TestList:
 
     @pytest.mark.parametrize("name", ["Split", "subset", "my column"])
     def test_splits_in_a_column_that_is_not_read(self, tmp_path, files, name):
-        """They would be cut anew in silence, one's own test images trained on."""
+        """Otherwise new splits would be cut silently, and the user's test images trained on."""
         splits = ["Train" if n < 27 else "test" for n in range(NUM)]
         lines = (f"{f},{label},{s}" for f, label, s in zip(files, NAMES, splits, strict=True))
         path = write(tmp_path / "data/list.csv", f"path,label,{name}", *lines)
@@ -138,7 +138,7 @@ class TestList:
         ],
     )
     def test_splits_of_which_some_are_not_known(self, tmp_path, files, name, words):
-        """One word more once switched the refusal off."""
+        """An earlier version accepted the column if it held one unknown word."""
         path = with_column(tmp_path, files, name, words)
         with pytest.raises(UserError, match=rf"column '{name}' holds names of splits"):
             prepare("image_list", path, tmp_path / "cache")
@@ -264,7 +264,7 @@ def save(
     splits: Sequence[str] = (),
     **columns: str,
 ) -> None:
-    """Write what `save_to_disk` writes, in two files; images that have paths by these only."""
+    """Write what `save_to_disk` writes, in two files; images with paths are stored as paths."""
     rows = [{"bytes": None, "path": path} for path in paths] or content
     rows = rows or [{"bytes": encode(p), "path": None} for p in pixels]
     image, label = columns.get("image", "image"), columns.get("label", "label")
@@ -329,7 +329,7 @@ class TestHfDisk:
         assert any("passed over: unsupervised" in note for note in notes)
 
     def test_splits_that_were_encoded_apart(self, tmp_path):
-        """What class_encode_column leaves: each split numbers the names that it has itself."""
+        """After class_encode_column, each split numbers only the class names that it has itself."""
         for name, seed in (("train", 0), ("test", 1)):
             save(tmp_path / "d" / name, images(seed=seed), LABELS)
         (tmp_path / "d/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
@@ -385,7 +385,7 @@ class TestHfDisk:
             prepare("hf_disk", tmp_path / "d", tmp_path / "cache")
 
     def test_values_that_begin_outside_of_the_file(self, tmp_path):
-        """Arrow takes the offsets of a file as they are, and ends the process."""
+        """Arrow does not check the offsets in a file, and such a read ends the process."""
         save(tmp_path / "d", images(), LABELS)
         file = tmp_path / "d/data-00000-of-00002.arrow"
         content = file.read_bytes()

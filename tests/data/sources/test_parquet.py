@@ -1,4 +1,4 @@
-"""Images in Parquet files: read as they are, and refused by file and row."""
+"""Images in Parquet files: read unchanged, or refused with their file and row."""
 
 import io
 import os
@@ -68,7 +68,7 @@ def labels():
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    """Several pieces per file, so that places across pieces are tried."""
+    """Split each file into several pieces, so that places in later pieces are tested too."""
     monkeypatch.setattr(decoding, "PIECE_BYTES", 7 * int(np.prod(SHAPE)))
 
 

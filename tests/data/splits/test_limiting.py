@@ -1,4 +1,4 @@
-"""At most `data.max_images` training images are taken, of every kind of source."""
+"""At most `data.max_images` training images are taken from every kind of source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _labels(*counts: int) -> np.ndarray:
     ("counts", "total", "expected"),
     [
         ((50, 30, 20), 20, [10, 6, 4]),
-        ((97, 2, 2), 20, [16, 2, 2]),  # rare classes keep what the cuts need
+        ((97, 2, 2), 20, [16, 2, 2]),  # rare classes keep as many as the splits need
         ((90, 7, 3), 10, [4, 3, 3]),
         ((10, 10, 10), 29, [10, 10, 9]),
     ],
@@ -57,7 +57,7 @@ def test_seed_decides_which_and_none_is_dropped_without_need() -> None:
 def test_too_few_for_the_classes_is_refused() -> None:
     with pytest.raises(UserError, match=r"data.max_images: 5 .* 2 classes in 3 splits; at least 6"):
         taken(_labels(9, 9), ("a", "b"), 1, DataConfig(max_images=5))
-    # Splits of the source's own need none.
+    # A source with its own splits needs no images for the others.
     assert taken(_labels(9, 9), ("a", "b"), 3, DataConfig(max_images=2)) is not None
 
 
@@ -135,7 +135,7 @@ def test_files_that_are_not_taken_are_not_decoded(tmp_path: Path) -> None:
     assert found == {str(100 * labels[n] + n % 20) for n in kept}
     assert sum(check_data(config).counts["train"].values()) == data.num_train
 
-    # One that is taken is named by its own path, and its neighbours are not the ones left out.
+    # A broken image that is taken is named by its own path, and skipping it drops no other image.
     broken = files[kept[3]]
     broken.write_bytes(b"no image")
     with pytest.raises(UserError, match=rf"{broken.name}.*data.skip_unreadable"):

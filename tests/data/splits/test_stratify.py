@@ -1,4 +1,4 @@
-"""Every split holds every class; where scikit-learn's cut does so already, it is taken as it is."""
+"""Every split has every class; a cut by scikit-learn that has this already is used unchanged."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def names(counts: list[int]) -> list[str]:
 
 
 def scikit_learns(labels: np.ndarray, fractions, seed: int) -> dict[str, np.ndarray]:
-    """The cut as krscale made it before there was another one."""
+    """Return the cut that krscale made before it had another way to cut."""
     left, cut = np.arange(len(labels)), {}
     for name, fraction in fractions:
         kept, taken = train_test_split(
@@ -66,7 +66,7 @@ def test_rare_classes_give_their_share():
     labels = labels_of(counts)
     cut, proportional = stratify(labels, names(counts), BOTH, 0)
     assert not proportional
-    # A quarter of 400 and of 4; then a fifth of 300, and of 3 at least one.
+    # Test: a quarter of 400 and of 4. Val: a fifth of 300, and at least one of 3.
     found = {name: np.bincount(labels[rows]).tolist() for name, rows in cut.items()}
     assert found == {"train": [240, 2, 2], "val": [60, 1, 1], "test": [100, 1, 1]}
     again, _ = stratify(labels, names(counts), BOTH, 0)
@@ -77,7 +77,7 @@ def test_rare_classes_give_their_share():
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**33 + 7, -1])
 def test_items_of_rare_classes_are_taken_as_they_are_drawn(seed):
-    """Item by item: another cut, of another version or machine, would put test into train."""
+    """Item by item: a version or machine that cuts differently would train on test images."""
     counts = [400, 4, 4]
     labels = labels_of(counts)
     drawn = np.random.RandomState(seed % 2**32).permutation(len(labels)).tolist()

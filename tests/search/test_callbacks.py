@@ -1,4 +1,4 @@
-"""What the live view is told of a search, so that it can say how long the search will take."""
+"""What the live view is told of a search, from which it estimates the time left."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from krscale.search.studies.pruners import expected_share
 from krscale.time_left import Workload
 
 SECONDS = {"1/4": 20.0, "1/64": 1.0}
-"""Of an epoch."""
+"""Seconds per epoch of each capacity."""
 
 
 class Clock:

@@ -94,7 +94,7 @@ def test_the_result_is_a_table_of_rows(result: SearchResult, storage: Path) -> N
 
 
 def test_a_student_takes_the_images_of_the_loaders(result: SearchResult) -> None:
-    """Fails if students were trained on images that are normalised otherwise."""
+    """Fails if students were trained on images with another normalisation."""
     for row in result.rows:
         student = result.load_student(size=row["size"], method=row["method"])
         assert isinstance(student, LikeResNet)
@@ -160,7 +160,7 @@ def test_other_images_are_refused_or_put_the_results_aside(tmp_path: Path) -> No
 
 
 class Negative(LikeResNet):
-    """Answers otherwise, with weights of the same names."""
+    """A network with weights of the same names but other outputs."""
 
     def forward(self, x: torch.Tensor) -> Any:
         return -super().forward(x)
@@ -174,7 +174,7 @@ class Negative(LikeResNet):
 
 
 def test_importable_networks_need_no_objects_later(tmp_path: Path) -> None:
-    """A width, shares of the teacher, pixels."""
+    """Uses a width, capacities that are shares of the teacher, and images as pixels."""
     images, labels = gratings(0, 120).tensors
     pixels = ((images * STD + MEAN) * 255).round().byte()
     with without_ray():
@@ -300,7 +300,7 @@ def test_the_package_of_the_same_name_is_the_function() -> None:
 
 
 def test_settings_of_the_data_hold_for_images_that_are_given(tmp_path: Path) -> None:
-    """Fails if classes are called 0, 1, 2 in everything that a student is delivered with."""
+    """Fails if the classes are called 0, 1, 2 in the files that are delivered with a student."""
     names = ["ant", "bee", "cat"]
     content = {"storage_path": str(tmp_path), "data": {"files": {"classes": names}}}
     images, labels = torch.rand(30, 1, 4, 4), torch.arange(30) % 3
@@ -311,7 +311,7 @@ def test_settings_of_the_data_hold_for_images_that_are_given(tmp_path: Path) -> 
 
 
 def test_a_teacher_takes_images_as_they_are_given_whatever_it_says(tmp_path: Path) -> None:
-    """Networks of timm name the size of other images, trained or not."""
+    """Networks of timm, trained or not, name the size of other images."""
     says = copy.deepcopy(TRAINED)
     of_others = {"input_size": (1, 24, 24), "mean": 0.1, "std": 0.2, "pixel_range": "0..255"}
     says.pretrained_cfg = of_others  # type: ignore[assignment]

@@ -30,7 +30,7 @@ def test_a_search_that_cannot_be_is_refused_by_both(
     settings: tuple[str, ...],
     message: str,
 ) -> None:
-    """Fails if it is refused once there is a teacher and a journal."""
+    """Fails if it is refused only after there is a teacher or a journal."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *_: None if name == "cmaes" else find(name)

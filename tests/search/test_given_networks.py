@@ -1,4 +1,4 @@
-"""Teacher and students as objects: which get a name, and which are built from what was given."""
+"""Teacher and students as objects: which are named, and which are built from the object."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_teacher_is_copied_when_it_is_given() -> None:
     with available(found.builders):
         first, second = built(name), built(name)
         with torch.device("meta"):
-            built(name)  # stays where it is; nothing fails
+            built(name)  # the copy stays on its device; nothing fails
     assert first is not second
     assert torch.equal(first.fc.bias, before)
     assert network.module.training, "the user's own is left as it is"

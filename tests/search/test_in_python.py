@@ -1,4 +1,4 @@
-"""Errors of `krscale.search` name its arguments, whatever option the command has."""
+"""Errors of `krscale.search` name its arguments instead of the options of the command."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from krscale.search.in_python import errors_in_python, in_python
 
 ROOT = Path(krscale.__file__).parent
 REACHED = ("search", "runs", "report/choice.py", "setup", "data", "cluster", "store", "training")
-"""Where errors of `krscale.search` and of its result are written."""
+"""Modules whose errors `krscale.search` and its result can raise."""
 OF_COMMANDS = {
     "runs/distill.py",  # of `krscale distill` alone
     "runs/aside.py",
     "search/studies/extending.py",  # of `--set search.trials_per_size=+8`
     "search/in_python.py",
 }
-"""What no caller from Python meets."""
+"""Modules whose errors no caller from Python gets."""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_an_error_stays_of_its_kind_and_others_pass() -> None:
 
 
 def options_in(path: Path) -> list[str]:
-    """Return the options of commands that texts of a module name, but for whole commands."""
+    """Return the options of commands that a module's strings name, apart from docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docs = {
         id(node.body[0].value)
@@ -92,7 +92,7 @@ def options_in(path: Path) -> list[str]:
 
 
 def test_every_option_that_an_error_names_has_its_argument() -> None:
-    """A new one is to be added to `in_python`, or named within its whole command."""
+    """Add a new option to `in_python`, or name it within its whole command and list it here."""
     known = {"--set", "--new-data", "--new-space", "--max-params", "--max-flops",
              "--max-latency-ms", "--min-accuracy"}  # fmt: skip
     of_commands = {"--repair", "--refit", "--format", "--output", "--storage-path", "--address",

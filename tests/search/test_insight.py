@@ -24,7 +24,7 @@ BEST_GRANULARITY = {"1/64": 2, "1/4": 5}
 
 
 def write_journal(run: Path, num_trials: int = 24) -> None:
-    """Two sizes whose best granularity differs; sparsity hardly matters, decay not at all."""
+    """Write two sizes with their own best granularity; sparsity matters little, decay not at all."""
     run.mkdir()
     storage = JournalStorage(JournalFileBackend(str(run / "journal.log")))
     for capacity, best in BEST_GRANULARITY.items():
@@ -46,7 +46,7 @@ def write_journal(run: Path, num_trials: int = 24) -> None:
             elif number == 1:
                 study.tell(trial, state=TrialState.FAIL)
             elif number == 2:
-                trial.report(0.99, 1)  # what early stopping saw is not what a whole trial reaches
+                trial.report(0.99, 1)  # an intermediate value is no result of a whole trial
                 study.tell(trial, state=TrialState.PRUNED)
             else:
                 study.tell(trial, value)
@@ -148,7 +148,7 @@ def test_a_folder_without_a_search_is_refused(
     assert "no search was run here" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore")  # of another program
+@pytest.mark.filterwarnings("ignore")  # warnings of another program
 def test_optuna_dashboard_opens_the_journal_as_it_is(run: Path) -> None:
     from optuna_dashboard import wsgi
 

@@ -1,4 +1,4 @@
-"""What `--dry-run` says of a search."""
+"""What `--dry-run` prints about a search."""
 
 import pytest
 

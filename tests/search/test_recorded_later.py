@@ -15,7 +15,7 @@ from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.opening import present_studies
 from krscale.search.studies.trial_spec import Assignment, FinalKey
 
-URI = "tracking.uri=http://127.0.0.1:9"  # nobody answers: what is recorded stays in the spool
+URI = "tracking.uri=http://127.0.0.1:9"  # no server answers: records stay in the spool
 
 
 def close_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def storage(searched: Path, tmp_path: Path) -> Path:
-    """A storage with a finished search of which nothing was recorded."""
+    """A storage with a finished search that was not recorded."""
     assert not (searched / "small" / "tracking").exists()
     return Path(shutil.copytree(searched, tmp_path / "storage"))
 
@@ -43,7 +43,7 @@ def events(storage: Path) -> list[dict]:
 
 
 def of_run(found: list[dict], key: str) -> dict:
-    """What MLflow would have of a run."""
+    """Return what MLflow would have of a run."""
     mine = [event for event in found if event["key"] == key]
     starts = [event for event in mine if event["op"] == "start"]
     metrics: dict[tuple[str, int], float] = {}
@@ -60,7 +60,7 @@ def of_run(found: list[dict], key: str) -> dict:
 
 
 def check_whole(storage: Path) -> None:
-    """Every trial of the journal is in the record, with its own numbers."""
+    """Check that every trial of the journal is in the record, with its own numbers."""
     found = events(storage)
     number = 0
     for key, study in present_studies(read_journal(storage / "small" / "journal.log")).items():
@@ -102,7 +102,7 @@ def test_a_finished_search_that_was_not_recorded(
 
 @pytest.fixture(scope="module")
 def recorded(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same storage after a start that recorded the trials of its journal; to copy."""
+    """The same storage after a start that recorded the trials of its journal; tests copy it."""
     storage = Path(shutil.copytree(searched, tmp_path_factory.mktemp("recorded") / "storage"))
     with pytest.MonkeyPatch.context() as patch:
         close_at_once(patch)

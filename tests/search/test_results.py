@@ -1,4 +1,4 @@
-"""What a finished search is refused a curve for."""
+"""When a finished search gets no curve."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from krscale.search.results import _refuse_if_none_finished, collect
 
 
 def test_a_search_of_which_every_trial_failed_is_refused_by_each_start(tmp_path: Path) -> None:
-    """The start that ran the last of them raises the same; the next one found nothing left to run,
-    and showed a table without accuracies."""
+    """Fails if only the start that ran the last trial raises the error.
+
+    A later start once found nothing left to run and showed a table without accuracies.
+    """
     settings = {"search.methods": ["plain"]}
     found = ladder(tmp_path, experiment(**settings))
     errors = iter(["the first cause", *["another"] * 9])

@@ -44,7 +44,7 @@ SETTINGS = (
 
 
 class Records:
-    """What a search told its tracker."""
+    """A tracker that keeps what the search records."""
 
     params: ClassVar[dict[str, Any]]
     last: ClassVar["Records"]
@@ -130,7 +130,7 @@ def test_a_search_with_two_objectives_is_extended(
     old, new = before.winner("plain", "1/4"), after.winner("plain", "1/4")
     assert old is not None
     assert new is not None
-    # Three trials that are new, and a final only where another has won.
+    # Three new trials, and a final only if another trial has won.
     assert [a.key for a in ran] == [key] * 3 + [final] * (old.params != new.params)
     assert [a.number for a in ran[:3]] == [2, 3, 4]
     assert [t.params for t in after.finals[FinalKey("plain", "1/4")].complete()] == [new.params]

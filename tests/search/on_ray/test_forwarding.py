@@ -1,4 +1,4 @@
-"""What Tune hands on to workers, which Ray logs for all to read, holds no secret."""
+"""The environment that Tune forwards to workers, which Ray logs openly, holds no secret."""
 
 from typing import Any, cast
 from unittest.mock import MagicMock
@@ -15,7 +15,7 @@ CANARY = "c4n4ry-s3cr3t"
 
 
 def forwarded(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What a trial's actor would get of an environment in which all that Tune hands on is set."""
+    """Return what a trial's actor would get if every variable that Tune forwards were set."""
     for name in class_cache.ENV_VARS_TO_PROPAGATE:
         monkeypatch.setenv(name, f"{CANARY}-{name}")
     seen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""How many trials share a GPU: the arithmetic, what is tried, and the probe with a stand-in GPU."""
+"""Trials per GPU: the arithmetic, the candidates that are tried, and the probe with a fake GPU."""
 
 from unittest.mock import create_autospec
 
@@ -52,13 +52,13 @@ def memory(trial_gib: float, total_gib: float = 16.0) -> GpuMemory:
 @pytest.mark.parametrize(
     ("trial_gib", "cpus_per_gpu", "cpus_per_trial", "expected"),
     [
-        (2.0, 64.0, 1.0, 7),  # 16 less a tenth holds seven of two
-        (1.8, 64.0, 1.0, 8),  # 14.4 holds eight, just
-        (2.0, 4.0, 1.0, 4),  # more would find no core
+        (2.0, 64.0, 1.0, 7),  # 16 GiB less a tenth hold seven trials of 2 GiB
+        (1.8, 64.0, 1.0, 8),  # 14.4 GiB hold exactly eight
+        (2.0, 4.0, 1.0, 4),  # there is no core for more
         (2.0, 8.0, 3.0, 2),
         (2.0, 1.0, 0.1, 7),
-        (15.0, 64.0, 1.0, 1),  # it did run, if without the margin
-        (2.0, 1.0, 2.0, 1),  # Ray then says what the cluster lacks
+        (15.0, 64.0, 1.0, 1),  # it did run, but without the margin
+        (2.0, 1.0, 2.0, 1),  # Ray then reports what the cluster lacks
     ],
 )
 def test_trials_of_a_gpu(
@@ -171,10 +171,10 @@ def test_without_a_gpu_nothing_is_trained(assets: Assets, monkeypatch: pytest.Mo
 
 
 def test_what_lies_beside_the_allocator_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's own answers are pretended, but asked for as torch has them."""
+    """Torch's functions are replaced by fakes with the same signatures."""
     device = torch.device("cuda")
     answers = {
-        "mem_get_info": (60 * GIB, 80 * GIB),  # 20 taken: 5 by the allocator now, 15 beside it
+        "mem_get_info": (60 * GIB, 80 * GIB),  # 20 in use: 5 by the allocator now, 15 outside it
         "memory_reserved": 5 * GIB,
         "max_memory_reserved": 9 * GIB,
         "get_device_name": "A GPU",

@@ -1,4 +1,4 @@
-"""The first worker of a group and the others, with calls that the test answers itself."""
+"""The first worker of a group and the others; the tests answer the calls to the others."""
 
 import threading
 import time
@@ -29,11 +29,11 @@ NAN = NonFiniteError("loss term 'ce' is not finite in epoch 1")
 OWN = ValueError("a class without a peer")
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 SECONDS = 0.2
-"""For which a test waits where the group would wait for seconds."""
+"""Replaces the group's waits of several seconds."""
 
 
 def raised(cause: Exception) -> RayTaskError:
-    """What Ray hands over for an exception in a worker."""
+    """Return what Ray raises for an exception in a worker."""
     return RayTaskError("Rank.run_epoch", f"{type(cause).__name__}: {cause}", cause)
 
 
@@ -56,7 +56,7 @@ def test_what_made_the_others_fail_is_the_error_of_the_trial(
 
 
 def test_an_exception_that_ray_cannot_read_is_an_error_of_the_trial() -> None:
-    """Fails if its worker counts as lost, which is there and has said what happened."""
+    """Fails if its worker counts as lost: the worker is alive and reported what happened."""
     unread = UnserializableException("  File 'net.py', line 1\nOwnError: 3 is not 4")
     found = first_cause(BROKEN, {1: raised(BROKEN), 2: unread})
     assert isinstance(found, KrscaleError)
@@ -84,7 +84,7 @@ def test_a_worker_that_is_gone_is_no_fault_of_the_trial(
 
 
 class FakeRay:
-    """As much of Ray as a group uses, for workers that are threads of the test."""
+    """The part of Ray that a group uses; the tests end the calls to workers themselves."""
 
     def __init__(self, others: int) -> None:
         self.futures: list[Future[None]] = []
@@ -118,7 +118,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 
 def own_part(fake: FakeRay, *ends: Exception | None) -> Any:
-    """Return the first worker's part, while which the others end as given; the rest never do."""
+    """Return the first worker's part, during which the others end as given; the rest never end."""
 
     def own() -> str:
         for future, end in zip(fake.futures, ends, strict=False):
@@ -135,7 +135,7 @@ def test_all_do_their_part_and_the_first_returns(fake: FakeRay) -> None:
 
 
 def test_the_first_is_freed_where_it_waits_for_one_that_failed(fake: FakeRay) -> None:
-    """Without the watch it would wait for ever: here 20 seconds."""
+    """Without the watch it would wait for ever; this test waits for 20 seconds."""
 
     def own() -> None:
         fake.futures[0].set_exception(raised(FULL))

@@ -1,4 +1,4 @@
-"""Tune's own manager of actors, given what Ray raises for workers that are gone."""
+"""Tune's own manager of actors, given the errors that Ray raises for lost workers."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,11 +29,11 @@ def failing_task(told: list[Exception]) -> tuple[Any, TrackedActorTask]:
 
 @pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
 def test_a_worker_that_is_gone_ends_its_trial_and_not_the_search(error: Exception) -> None:
-    """Fails without `end_only_their_trials`, which the last lines show."""
+    """Fails without `end_only_their_trials`, as the last lines show."""
     told: list[Exception] = []
     manager, task = failing_task(told)
     end_only_their_trials(manager)
-    end_only_their_trials(manager)  # of the next trial
+    end_only_their_trials(manager)  # the next trial calls it again
     manager._actor_task_failed(tracked_actor_task=task, exception=error)
     assert [type(found) for found in told] == [RayActorError] * 2, "the actor's end, the task's"
     assert type(error).__name__ in str(told[0])

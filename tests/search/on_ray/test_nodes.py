@@ -1,4 +1,4 @@
-"""A search on a cluster of two nodes: neither is large enough, and one is lost."""
+"""A search on a cluster of two nodes: trials too large for either, and the loss of a node."""
 
 import subprocess
 import sys
@@ -46,8 +46,8 @@ def cluster() -> Iterator[Cluster]:
         for name, value in {**SETTINGS, "PYTHONPATH": environment()["PYTHONPATH"]}.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
-        give_own_token(patch)  # whatever another test had Ray read before
-        # Not pytest's folder: sockets may not have long paths.
+        give_own_token(patch)  # whatever token Ray read in an earlier test
+        # Not pytest's folder: the paths of sockets must be short.
         with TemporaryDirectory(prefix="kr", ignore_cleanup_errors=True) as folder:
             head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
             cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -78,9 +78,9 @@ def trials_of(journal: Path) -> dict[str, list[FrozenTrial]]:
     }
 
 
-@pytest.mark.drill  # the suite has nodes of the test's own (test_slots.py)
+@pytest.mark.drill  # the suite uses a fake cluster instead (test_slots.py)
 def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster, drill: Drill) -> None:
-    """The two nodes have two cores between them, which no trial can use."""
+    """The two nodes have two cores together, but no single trial can use both."""
     drill.injected("trials of 2 CPU, for two nodes of 1 CPU", kind="bad input")
     drill.must_hold("one line names the setting and what the nodes have")
     config = ClusterConfig(address=cluster.address, wait_seconds=1.0)
@@ -129,7 +129,7 @@ def test_what_a_lost_node_was_training_goes_on_elsewhere(
 def test_a_group_over_two_nodes_waits_for_one_that_is_lost(
     cluster: Cluster, tmp_path: Path, drill: Drill
 ) -> None:
-    """The last drill takes the second node away; each of the two has room for one worker."""
+    """The previous drill removes the second node; each of the two has room for one worker."""
     drill.injected("a node of a cluster taken away while a trial of two workers trains on both")
     drill.must_hold("the trial goes on when a node has joined; every trial is complete once")
     if not cluster.worker_nodes:
@@ -163,7 +163,7 @@ def test_a_group_over_two_nodes_waits_for_one_that_is_lost(
 def test_a_group_that_may_be_smaller_goes_on_without_a_node(
     cluster: Cluster, tmp_path: Path, drill: Drill
 ) -> None:
-    """It takes two nodes of one core, then one; no node joins."""
+    """The group uses two nodes of one core, then one; no node joins."""
     drill.injected("a node taken away while a trial of one to two workers trains on two nodes")
     drill.must_hold("the trial goes on with one worker; every trial is complete once")
     if not cluster.worker_nodes:

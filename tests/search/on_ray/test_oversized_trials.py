@@ -1,4 +1,4 @@
-"""Trials that wait for more workers than are left are handed out again, for fewer."""
+"""Trials that wait for more workers than are left are handed out again with fewer workers."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ class Searcher:
 
 
 class Controller:
-    """Tune's, with trials that are staged, and actors of some of them."""
+    """A fake of Tune's controller, with staged trials and actors for some of them."""
 
     def __init__(self, trials: list[Any], live: list[Any]) -> None:
         self.stopped = list[str]()
@@ -40,7 +40,7 @@ def test_one_that_waits_in_vain_is_taken_from_tune_and_handed_back() -> None:
     trials: list[Any] = [SimpleNamespace(trial_id=name) for name in ("a", "b", "c")]
     searcher = Searcher("b", "c")
     watch = OversizedTrials(searcher)
-    watch.on_step_begin(0, trials)  # before Tune has a trial
+    watch.on_step_begin(0, trials)  # before the controller is set
     watch.controller = Controller(trials, live=[trials[1]])
     watch.on_step_begin(0, trials)
     assert searcher.taken == watch.controller.stopped == ["c"], "b has its workers"

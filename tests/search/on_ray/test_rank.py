@@ -26,7 +26,7 @@ CONFIG = {
 
 
 class OverTheWire:
-    """A group of one other worker, which gets what is sent as bytes and has no file."""
+    """A group with one other worker, which receives arguments as bytes and has no file."""
 
     workers = Workers()
 
@@ -40,7 +40,7 @@ class OverTheWire:
 
 
 class Twice(Training):
-    """A training of two epochs."""
+    """A training that is not finished after its one epoch."""
 
     finished: ClassVar[bool] = False
 
@@ -48,7 +48,7 @@ class Twice(Training):
 def test_a_worker_without_the_checkpoint_goes_on_where_the_first_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its machine may have no such file, or that of an earlier epoch."""
+    """Its machine may lack the file, or have one of an earlier epoch."""
     torch.set_num_threads(1)
 
     def built() -> Training:

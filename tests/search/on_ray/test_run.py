@@ -1,4 +1,4 @@
-"""What a search refuses once it sees the cluster, and what in Tune ends a search or a trial."""
+"""What a search refuses on a cluster, and which errors in Tune end a search or a trial."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from krscale.search.space.space import SearchSpace
 def test_settings_of_gpus_are_refused_once_where_the_cluster_has_none(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Fails if every trial has to find out by itself."""
+    """Fails if only each trial refuses the setting."""
     experiment = load(None, ["train.channels_last=true"] if where == "the experiment" else [])
     searched = {"train.channels_last": CategoricalDistribution((False, True))}
     space = SearchSpace("", {"kd": searched if where == "the space" else {}})
@@ -37,7 +37,7 @@ def test_settings_of_gpus_are_refused_once_where_the_cluster_has_none(
 
 
 class Refusing:
-    """A ladder that cannot do one thing, for want of a permission."""
+    """A ladder that raises a PermissionError in one of its methods."""
 
     def __init__(self, what: str) -> None:
         self.experiment = load(None, ["train.num_epochs=4", "search.grace_epochs=1"])
@@ -57,7 +57,7 @@ class Refusing:
 
 
 def tune_with(ladder: Any) -> tuple[Any, Any]:
-    """Return Tune's controller as far as trials end in it, and a trial that has just run."""
+    """Return the parts of Tune's controller that end trials, and a trial that has just run."""
     searcher = LadderSearcher(ladder, (), cast(Any, None))
     controller: Any = object.__new__(TuneController)
     controller._search_alg, controller._fail_fast = searcher, False
@@ -74,7 +74,7 @@ def tune_with(ladder: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("what", ["report", "finish"])
 def test_what_fails_in_the_driver_at_the_end_of_a_trial_ends_the_search(what: str) -> None:
-    """Fails if the trial is said to have failed, or the search goes on and waits for it."""
+    """Fails if the trial is recorded as failed, or the search goes on and waits for it."""
     ladder = Refusing(what)
     controller, trial = tune_with(ladder)
     with pytest.raises(PermissionError):
@@ -85,7 +85,7 @@ def test_what_fails_in_the_driver_at_the_end_of_a_trial_ends_the_search(what: st
 def test_a_trial_that_failed_as_a_used_worker_was_given_to_it_keeps_no_place(
     tmp_path: Path,
 ) -> None:
-    """Tune keeps an idle worker for each staged trial, and trials of other sizes would wait."""
+    """Tune keeps an idle worker for each staged trial; trials of other sizes would wait for it."""
     controller, trial = tune_with(Refusing("nothing"))
     controller._staged_trials = [trial]
     controller._actor_cache.increase_max(trial.placement_group_factory)

@@ -13,7 +13,7 @@ from krscale.search.on_ray.searcher import LadderSearcher, Running
 
 
 class FakeLadder:
-    """Keeps how trials ended."""
+    """Records how trials ended."""
 
     def __init__(self) -> None:
         self.experiment = load(None, ["train.num_epochs=4", "search.grace_epochs=1"])

@@ -1,4 +1,4 @@
-"""Trials are handed out for the places that there are, and for no more."""
+"""As many trials are handed out as there are places, and no more."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from krscale.search.on_ray.slots import REFRESH_SECONDS, Slots
 
 
 class Cluster:
-    """So many places, looked at so often, at such a time."""
+    """A fake cluster: its number of places, how often it was read, and the time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, can_grow: bool) -> None:
         self.size, self.looks, self.now = 2, 0, 100.0

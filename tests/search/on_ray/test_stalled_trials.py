@@ -1,4 +1,4 @@
-"""Ending trials that hang, with a Tune of the test's own."""
+"""Ending trials that hang, with a fake of Tune."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class TuneTrial:
 
 
 def controller(**actors: str | None) -> Any:
-    """Return as much of Tune's controller as is read: a trial of each name, with its actor."""
+    """Return the parts of Tune's controller that are read: one trial per name, with its actor."""
     live = {f"tracked {name}": (actor, None) for name, actor in actors.items() if actor}
     return SimpleNamespace(
         _actor_manager=SimpleNamespace(_live_actors_to_ray_actors_resources=live),
@@ -47,7 +47,7 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StalledTrials:
     found = StalledTrials(ladder, cast(Any, running.items))
     found.controller = controller(steps="actor 1", starts="actor 2", waits=None)
     monkeypatch.setattr(stalled_trials, "LOOK_SECONDS", 0.0)
-    # From 0, where sums of looks are exact; from the machine's own clock, one look more may be due.
+    # Start at 0, where the sums are exact. From the machine's clock, rounding may add a look.
     found.watch._looked_at = 0.0
     found.watch.clock = lambda: found.watch._looked_at + stalls.LONGEST_LOOK
     Signs(sign_path(tmp_path, "plain/1-4/steps"))

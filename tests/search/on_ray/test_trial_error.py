@@ -1,4 +1,4 @@
-"""Which errors are a trial's own fault, told by what Ray hands over."""
+"""Which errors are a trial's own fault, judged by what Ray raises."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ ray::StudentTrial.train() (pid=7)
 """
 
 
-# Ray's own words after a SIGKILL from whomever, shortened.
+# Ray's message after any SIGKILL, shortened.
 KILLED = """The actor died unexpectedly before finishing this task.
 	class_name: with_resources.<locals>.ResourceTrainable
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
@@ -45,7 +45,7 @@ error. If the process was killed by the kernel OOM killer (verifiable by checkin
 of the OOMing node), consider enabling resource isolation via --enable-resource-isolation."""
 
 
-# The same of what its memory monitor killed, shortened.
+# Ray's message after its memory monitor killed a worker, shortened.
 OUT_OF_MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the \
 node (IP: 192.0.2.2, ID: 12b4374d97db) was 8.98GB used / 23.54GB limit (0.381547)
 OOM kill reason: Memory usage 9481113600B exceeded threshold of 9478688768B
@@ -125,14 +125,14 @@ def test_the_sentence_names_the_exception() -> None:
 
 
 class TwoValuesError(Exception):
-    """As many have it: what is unpickled gets one argument, the message."""
+    """A common mistake: unpickling passes one argument, the message, instead of two."""
 
     def __init__(self, expected: int, found: int) -> None:
         super().__init__(f"expected {expected}, found {found}")
 
 
 def test_an_exception_that_ray_cannot_read_again_is_the_trials_own() -> None:
-    """Fails if it counts as a lost worker: run again three times, its cause never said."""
+    """Fails if it counts as a lost worker: it would run again three times, its cause unreported."""
     arrived = RayError.from_bytes(task_error(TwoValuesError(3, 4)).to_bytes())
     assert isinstance(arrived, UnserializableException)
     error = as_actor_error(arrived)
@@ -147,7 +147,7 @@ LIBRARYS = 'File "/venv/lib/python3.12/site-packages/torch/serialization.py", li
 
 
 def judged(number: int, file: str, *frames: str) -> str | None:
-    """What is said of the storage, where code raised an error of the system's."""
+    """Return what is reported about the storage if code raises this OSError, or None."""
     cause = OSError(number, os.strerror(number), *([file] if file else []))
     text = "".join(f"  {frame}\n    f()\n" for frame in (KRSCALES, *frames))
     found = TrialError.of(RayTaskError("train", text, cause), f"{text}OSError: {cause}", STORAGE)
@@ -208,7 +208,7 @@ krscale.errors.DiskFullError: /disk/cache/stores/a: the disk is full. Free some 
     ("node", "where"), [("192.0.2.2", "on the node 192.0.2.2: "), ("127.0.0.1", "")]
 )
 def test_a_full_disk_of_a_node_is_named_with_the_node(node: str, where: str) -> None:
-    """Its worker does not start, as it fetches data there; the driver's disk may have room."""
+    """The worker fails to start because it fetches data there; the driver's disk may have room."""
     text = STARTING.format(node=node)
     died = ActorDiedError(task_error(OSError(errno.ENOSPC, text)))
     found = TrialError.of(died, text, Path("s3://bucket/runs"))

@@ -1,4 +1,4 @@
-"""Trials on a real Ray: their threads, what befalls them, and whether they can be repeated."""
+"""Trials on a real Ray: their threads, their failures, and whether they can be repeated."""
 
 import importlib
 import json
@@ -54,12 +54,12 @@ SETTINGS_OF_ALL = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    """A Ray that believes it has a GPU; torch knows that there is none."""
+    """Start a Ray that is told it has a GPU; torch finds none."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
         patch.setenv("PYTHONPATH", PATHS)
-        patch.delenv("OMP_NUM_THREADS", raising=False)  # the tests' own; a user has none
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # set for the tests; a user does not set it
         patch.delenv("RAY_ADDRESS", raising=False)
         give_own_token(patch)
         ray.init(
@@ -71,7 +71,7 @@ def _cluster() -> Iterator[None]:
 
 
 class Watcher:
-    """Which trials ran beside which."""
+    """Records which trials ran at the same time."""
 
     def __init__(self) -> None:
         self.running: set[str] = set()
@@ -96,7 +96,7 @@ class Watcher:
 
 
 class OneMillisecond(StudentSizeResolver):
-    """SizeResolver that do not depend on the clock, so that searches can be compared."""
+    """A SizeResolver that does not depend on the clock, so that searches can be compared."""
 
     def latency_ms(self, capacity: str, values: Mapping[str, Any]) -> float:
         return 1.0
@@ -123,7 +123,7 @@ def run_trials(
 def search(
     experiment: Experiment, watcher: Watcher, resources: Mapping[str, float]
 ) -> tuple[Ladder, dict[str, Any]]:
-    """Run a search; return it and its curve."""
+    """Run a search; return its ladder and its curve."""
     ladder, prepared = run_trials(experiment, watcher, resources)
     return ladder, collect(ladder, prepared).model_dump(mode="json")
 
@@ -216,7 +216,7 @@ def test_the_search_ends_with_the_planned_trials_whatever_befell_them(troubled: 
 def test_trials_of_two_workers_give_the_numbers_of_one(troubled: Troubled, tmp_path: Path) -> None:
     (tmp_path / "space.toml").write_text(TROUBLES.replace('"killed once", "out of memory", ', ""))
     values = {
-        "storage_path": str(troubled[0]),  # whose teacher is there already
+        "storage_path": str(troubled[0]),  # its teacher is trained already
         "name": "grouped",
         "train.num_workers": 2,
         "search.space": str(tmp_path / "space.toml"),
@@ -237,7 +237,7 @@ def test_trials_of_two_workers_give_the_numbers_of_one(troubled: Troubled, tmp_p
 
 
 def test_more_workers_than_there_is_room_for_are_refused(tmp_path: Path) -> None:
-    """Before the teacher trains: this is asked of the cluster first."""
+    """A search calls `require_group` before the teacher trains."""
     many = [f"train.num_workers={NUM_CPUS + 1}", "cluster.wait_seconds=1"]
     experiment = load(None, [*SETTINGS_OF_ALL, f"storage_path={tmp_path}", *many])
     with pytest.raises(
@@ -256,11 +256,11 @@ def test_groups_take_gpus_where_each_worker_can_have_one() -> None:
 def test_trials_that_fail_end_the_search_with_the_first_error(
     troubled: Troubled, tmp_path: Path
 ) -> None:
-    """What MLflow then has is looked at in drills/test_numbers.py."""
+    """drills/test_numbers.py checks what MLflow has afterwards."""
     decay = '"train.weight_decay" = { type = "float", low = 1e-5, high = 1e-3, log = true }'
     (tmp_path / "space.toml").write_text(f"[plain]\n{decay}\n")
     values = {
-        "storage_path": str(troubled[0]),  # whose teacher is there already
+        "storage_path": str(troubled[0]),  # its teacher is trained already
         "name": "poisoned",
         "search.space": str(tmp_path / "space.toml"),
         "search.trials_per_size": 2,
@@ -283,7 +283,7 @@ def test_one_trial_at_a_time_repeats_every_trial_and_every_number(
     tmp_path: Path,
 ) -> None:
     def numbers(name: str) -> Any:
-        """Of a search with a storage of its own, so that its teacher is trained anew, too."""
+        """Run a search with a storage of its own, so that its teacher is also trained anew."""
         experiment = load(
             None,
             [
@@ -311,7 +311,7 @@ def test_one_trial_at_a_time_repeats_every_trial_and_every_number(
 
 
 def fake_reader():
-    """A reader of memory for a machine without a GPU; nested, so that it travels by value."""
+    """Return a memory reader for a machine without a GPU; nested, so it is pickled by value."""
 
     def read(device: torch.device) -> GpuMemory:
         return GpuMemory(f"{device} of {os.getpid()}", 16 * 2**30, 5 * 2**30)

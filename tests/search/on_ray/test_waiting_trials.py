@@ -1,4 +1,4 @@
-"""What is said when Ray has no room for any trial."""
+"""The message when Ray has no room for any trial."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ class Search:
         )
 
     def look_after(self, seconds: float) -> int:
-        """Return how often something was said so far."""
+        """Let seconds pass, look once, and return the number of messages so far."""
         self.now += seconds
         self.watch.on_step_begin(0, [])
         return len(self.said)

@@ -1,4 +1,4 @@
-"""What a space's values do to networks, optimiser and device, told before anything trains."""
+"""Values of a space that networks, optimiser or device cannot use are refused before training."""
 
 import sys
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_an_order_that_needs_a_gpu_is_searched_where_there_is_one(
 ) -> None:
     line = choices("train.channels_last", "true", "false")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delitem(sys.modules, "ray", raising=False)  # as if no other test had started it
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # as if no other test had imported it
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     local = ("cluster.address=local",)
     with pytest.raises(UserError, match=r"channels_last = True: .*this machine has no GPU"):

@@ -52,7 +52,7 @@ def test_trials_that_are_all_the_same_are_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("space", ["kr", "claims"])
 def test_the_spaces_for_comparisons_have_a_table_of_every_method(space: str) -> None:
-    """Fails if a method is compared with others of which more is searched."""
+    """Fails if a method is compared with others for which more is searched."""
     combined = (f"kr+{term}" for term in POSTERIORS)
     assert notes(find_space(space), *METHODS, *combined) == []
 

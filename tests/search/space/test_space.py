@@ -127,7 +127,7 @@ def test_every_declared_range_is_allowed_and_contains_the_default(
     text = f'["{method}"]\n{needed}"{path}" = "default"\n'
     space = read(tmp_path, text, methods=f'["{method}"]')
     within = defaults_within(load(), space.by_method[method])
-    assert path in within or path == "distill.granularity"  # whose default is a level
+    assert path in within or path == "distill.granularity"  # its default is a level
 
 
 def test_shipped_space_is_found_by_name_and_valid() -> None:
@@ -409,7 +409,7 @@ def test_extreme_values_are_tried_with_what_their_conditions_require(tmp_path: P
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in find_space("kr").parent.glob("*.toml")))
 def test_every_shipped_space_fits_the_default_experiment(name: str) -> None:
-    # Two vary what is stored only where the experiment has some of it, as they say at their top.
+    # Two spaces vary a stored quantity, which the experiment must have, as they state at their top.
     varies_where = '"distill.where_weight" =' in find_space(name).read_text()
     stored = ["distill.where_weight=0.5"] if varies_where else []
     space = check_space(load(None, [f"search.space={name}", *stored]))

@@ -1,4 +1,4 @@
-"""A search killed after any line of its journal ends as one that nobody disturbed."""
+"""A search killed after any line of its journal ends like one that was not killed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from krscale.config import Experiment
 from krscale.search.studies.study import FORBIDDEN, FinalStudy, Study
 
 PLANS = ("tpe", "grid", "fixed")
-"""Of which the first is given its first trial, the second gives each trial a point, and with the
-third there is nothing to decide."""
+"""The first is given its first trial, the second assigns a point to each trial, and the third
+leaves nothing to decide."""
 GRID = """
 [kr]
 "train.learning_rate" = { type = "categorical", choices = [0.05, 0.1] }
 "distill.sparsity" = { type = "categorical", choices = [0.0, 0.3] }
 """
 SHARES = 4
-"""Tests among which the lines are divided."""
+"""The number of tests among which the lines are divided."""
 
 
 @pytest.fixture(scope="module", params=PLANS)
@@ -66,7 +66,7 @@ def test_a_search_killed_after_any_line_ends_exact(
 
 
 def _faults(found: Ladder) -> Iterator[str]:
-    """Say what is lost, doubled, left running, or of other settings than it was to have."""
+    """Yield what is lost, doubled, left running, or has other settings than planned."""
     for key, study in found.studies.items():
         trials = study.optuna.get_trials(deepcopy=False)
         done = [trial for trial in trials if _counts(trial)]
@@ -130,7 +130,7 @@ def test_a_search_killed_several_times_ends_exact(
 
 
 def _run(folder: Path, config: Experiment, num_ended: int = -1) -> None:
-    """Run a search with two workers until so many trials have ended, or to its end."""
+    """Run a search with two workers until `num_ended` trials have ended, or to its end."""
     found = ladder(folder, config)
     running: list[Assignment] = []
     while num_ended != 0:

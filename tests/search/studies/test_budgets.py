@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Simulated trials are told to the ladder as the driver would; see the helpers there.
+# `ladder_play` reports simulated trials to the ladder as the driver would.
 from ladder_play import (
     Assignment,
     Ladder,
@@ -29,9 +29,9 @@ from krscale.search.studies.trial_spec import FinalKey, TuningKey
 def simulate(
     found: Ladder, num_workers: int, seconds_per_epoch: dict[str, float], now: list[float]
 ) -> tuple[float, float]:
-    """Run a ladder on workers with a clock of its own; return the end and the idle time.
+    """Run a ladder on workers with a simulated clock; return the end and the idle time.
 
-    Idle counts only while the ladder has something to start.
+    Idle time counts only while the ladder has something to start.
     """
     busy: list[tuple[float, str, int, Assignment]] = []
     idle = 0.0
@@ -102,12 +102,13 @@ def test_epochs_are_a_budget_over_all_starts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "objectives"),
-    [("worker", ()), ("driver", ()), ("worker", ("flops",))],  # Optuna keeps epochs of one alone
+    # Optuna keeps the values of epochs only in studies with one objective.
+    [("worker", ()), ("driver", ()), ("worker", ("flops",))],
 )
 def test_a_study_whose_winner_is_trained_again_starts_no_more(
     tmp_path: Path, lost: str, objectives: tuple[str, ...]
 ) -> None:
-    """A trial of another study is cut short: its epochs are not to be spent once more."""
+    """A trial of another study is cut short; its epochs must not be spent twice."""
     settings = {"search.methods": ["plain"], "search.early_stopping": "none"}
     settings["search.objectives"] = ["val/accuracy", *objectives]
     config = experiment(**settings, **{"search.trials_per_size": 20, "search.max_epochs": 8})
@@ -183,7 +184,7 @@ def test_what_ended_a_study_is_kept_until_it_goes_on(tmp_path: Path) -> None:
         play(found, upcoming)
     assert found.studies[key].ended_by == "trials_per_size", "not the limit that passed later"
 
-    # A larger budget: it goes on, and what ends it now is something else, though no other wins.
+    # With a larger budget it goes on, and something else ends it, though the winner stays the same.
     more = {**settings, "search.trials_per_size": 30, "search.max_epochs": 30}
     again = ladder(tmp_path, experiment(**more))
     assert again.studies[key].ended_by == "trials_per_size"
@@ -215,7 +216,7 @@ def test_only_time_with_running_trials_counts() -> None:
 
 
 def test_a_search_that_its_time_has_ended_is_finished(tmp_path: Path) -> None:
-    """The times of its trials come to less: neither Ray's start nor a pause is among them."""
+    """The times of its trials add up to less: they include neither Ray's start nor a pause."""
     now = [0.0]
     limited = {"search.max_wall_seconds": 20.0, "search.trials_per_size": 20}
 
@@ -238,7 +239,7 @@ def test_a_search_that_its_time_has_ended_is_finished(tmp_path: Path) -> None:
 
 
 def test_time_that_passes_before_a_trial_begins_is_noted_all_the_same(tmp_path: Path) -> None:
-    """Ray takes seconds to start: each start would begin once more, and train nothing."""
+    """Ray takes seconds to start; otherwise each start would begin again and train nothing."""
     now = [0.0]
 
     def opened(seconds: float) -> Ladder:
@@ -279,7 +280,7 @@ def test_a_larger_plan_that_cannot_begin_is_said_to_be_ended_by_what_forbids_it(
 def test_what_ran_when_a_limit_was_reached_is_run_to_its_end(
     tmp_path: Path, limit: dict[str, object], lost: str
 ) -> None:
-    """Fails if the trial is lost: the limit lets none begin, but this one had begun."""
+    """Fails if the trial is lost: no trial may begin after the limit, but this one had begun."""
     now = [0.0]
     settings = {"search.methods": ["plain"], "search.early_stopping": "none", **limit}
     config = experiment(**settings, **{"search.trials_per_size": 20})

@@ -74,7 +74,7 @@ Whole = tuple[StudentTrial, list[dict[str, float]]]
 
 @pytest.fixture(scope="module")
 def whole(assets: Assets) -> Whole:
-    """A trial that nothing befell, and the metrics of its epochs."""
+    """An uninterrupted trial, and the metrics of its epochs."""
     torch.set_num_threads(1)
     trial = start(assets, number=0)
     return trial, [metrics for result in run(trial) for metrics in result["history"]]
@@ -82,7 +82,7 @@ def whole(assets: Assets) -> Whole:
 
 @pytest.fixture(scope="module")
 def interrupted(assets: Assets) -> Path:
-    """The checkpoint of a trial that was killed after two epochs; to copy."""
+    """The checkpoint of a trial that was killed after two epochs; tests copy it."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unfinished, "MAX_SHARE", 1e9)
@@ -100,7 +100,7 @@ def test_a_continued_trial_ends_exactly_like_an_uninterrupted_one(
     killed = start(assets, number=1)
     run(killed, num_steps=2)
     del killed
-    torch.manual_seed(99)  # whatever the next process did before
+    torch.manual_seed(99)  # as if the next process had drawn other random numbers
     continued = start(assets, number=2, continues=1)
     results = run(continued)
     assert [len(result["history"]) for result in results] == [2, 1, 1], "two epochs are recalled"
@@ -126,7 +126,7 @@ def without_training(folder: Path) -> None:
 
 
 def of_another_student(folder: Path) -> None:
-    """Whole, and loaded up to the first weight that does not fit."""
+    """Save a whole checkpoint whose last weight does not fit the student."""
     state = load_checkpoint(folder)
     weights = state["training"]["learner"]
     name = list(weights)[-1]

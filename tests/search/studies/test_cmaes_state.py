@@ -88,7 +88,7 @@ def test_other_states_are_refused(content, message):
 
 
 def test_a_search_goes_on_and_code_in_its_journal_never_runs(tmp_path):
-    """What the sampler wrote is replaced in the journal, as a stranger would."""
+    """Fails if the sampler's state in the journal, replaced as by an attacker, is unpickled."""
     path = tmp_path / "journal.log"
     config = SearchConfig.model_validate({"sampler": "cmaes", "trials_per_size": 40})
 

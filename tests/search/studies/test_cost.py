@@ -1,4 +1,4 @@
-"""What a search took, from the journal's own times."""
+"""The time that a search took, from the times in its journal."""
 
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_cost_adds_trainings_and_spans_the_search() -> None:
 
 
 def test_a_clock_that_is_put_back_takes_no_time_away() -> None:
-    """Fails if a search cannot say what it took, and so never ends."""
+    """Fails if a search cannot compute the time it took, and so never ends."""
     study = optuna.create_study()
     study.add_trial(trial(0, 7200.0, 3700.0, TrialState.COMPLETE))
     found = _cost(SimpleNamespace(optuna_studies={"a": study}))
@@ -59,7 +59,7 @@ def test_suggestions_that_broke_a_limit_are_no_trainings() -> None:
 
 
 def test_the_pause_after_a_killed_search_is_no_training() -> None:
-    """What ran then is told to have ended when the next start comes, days later."""
+    """A trial that ran then gets its end time from the next start, days later."""
     study = optuna.create_study()
     study.add_trial(trial(0, 0.0, 10.0, TrialState.COMPLETE))
     cut_short = {"interrupted": Cause.SEARCH.value}

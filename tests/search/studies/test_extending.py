@@ -1,4 +1,4 @@
-"""A search that goes on: with more trials, in another space, and who may not."""
+"""A search that goes on, with more trials or in another space, and when it is refused."""
 
 import json
 import subprocess
@@ -87,7 +87,7 @@ def finished(folder: Path, **changes: object) -> Experiment:
 
 
 def test_a_search_that_went_on_and_was_killed_has_lost_no_trials(tmp_path: Path) -> None:
-    """A limit had ended it before its plan was full, and was raised: that is no loss."""
+    """A limit ended it before its plan was full and was then raised; no trial is lost."""
     settings = {**ONE, "search.early_stopping": "none", "search.trials_per_size": 5}
     limited = experiment(**settings, **{"search.max_epochs": 16}, storage_path=str(tmp_path))
     found = ladder(limited.run_path, limited)
@@ -142,7 +142,7 @@ def test_a_search_that_finished_when_sizes_were_rungs_grows(tmp_path: Path) -> N
 def test_two_additions_to_one_budget_are_refused(
     tmp_path: Path, overrides: tuple[str, str]
 ) -> None:
-    """Fails if one of the two is dropped without a word."""
+    """Fails if one of the two is dropped silently."""
     finished(tmp_path, **ONE)
     field = overrides[0].partition("=")[0]
     with pytest.raises(UserError, match=rf"--set {field}: is added to 2 times .*; add once"):
@@ -195,7 +195,7 @@ def test_a_budget_may_grow_and_shrink_to_what_ran_but_not_below(tmp_path: Path) 
 
 
 def rewrite(run: Path, **changes: object) -> None:
-    """Make a run one of another version: sections of its experiment.json replaced."""
+    """Replace sections of a run's experiment.json, as if another version had written it."""
     content = json.loads((run / "experiment.json").read_text())
     content["experiment"] |= changes
     write_json(run / "experiment.json", content)
@@ -297,7 +297,7 @@ def test_a_changed_space_has_trials_though_the_time_of_the_former_one_has_passed
 
     end(opened(0.5))
     assert opened(0.5).complete
-    for _ in range(2):  # killed with one trial begun, and then another
+    for _ in range(2):  # killed after one trial began, twice
         first = opened(0.08).next()
         assert isinstance(first, Assignment)
         assert first.key.method == "plain", "the space of kr is as it was"
@@ -318,9 +318,9 @@ def keep_student(found: Ladder, trial: Assignment) -> None:
 def test_a_space_that_comes_back_has_its_own_students_and_settings(
     days_back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other space's were trained with the same seeds, into the same files.
+    """The students of the other space were trained with the same seeds, into the same files.
 
-    So they are also where the clock is put back before every start.
+    This also holds if the clock is put back before every start.
     """
     offset = timedelta()
 
@@ -342,7 +342,7 @@ def test_a_space_that_comes_back_has_its_own_students_and_settings(
         return found, lines, played
 
     def kept(found: Ladder) -> bool:
-        """Whether the students on the disk are those that the curve is made of."""
+        """Return whether the students on the disk are those of the curve."""
         trials = [(key, trial) for key, study in found.finals.items() for trial in study.complete()]
         return len(trials) == 2 * 2 * 2 and all(
             student_path(

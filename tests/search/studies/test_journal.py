@@ -56,7 +56,7 @@ def test_half_a_line_and_a_lock_are_cleared_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_journal_that_has_grown_beyond_any_is_not_read(tmp_path: Path, *, begun: bool) -> None:
-    """Neither to drop its last line, nor to see whether it has a first one."""
+    """It is read neither to drop its last line nor to find out whether it has a first one."""
     path = tmp_path / "journal.log"
     if begun:
         study(Journal(path))

@@ -119,7 +119,7 @@ def test_restart_finishes_with_exactly_the_planned_trials(tmp_path: Path, num_be
             play(before, upcoming)
             ended.append(upcoming)
     orphans = [a for a in (before.next(), before.next()) if isinstance(a, Assignment)]
-    del before  # a new process knows only the journal
+    del before  # a new process has only the journal
 
     after = ladder(tmp_path, config)
     played = play_all(after)
@@ -140,7 +140,7 @@ def test_restart_finishes_with_exactly_the_planned_trials(tmp_path: Path, num_be
 
 
 class Recorder:
-    """Keeps the last state of every trial, as a tracker does; may die when told of an end."""
+    """Keeps the last state of every trial, as a tracker does; can raise when a trial ends."""
 
     def __init__(self, *, dies: bool = False) -> None:
         self.states: dict[str, str] = {}
@@ -228,7 +228,7 @@ def test_out_of_memory_is_retried_alone_and_once(tmp_path: Path) -> None:
 
 
 def test_early_stopping_does_not_compare_a_retry_with_its_own_past(tmp_path: Path) -> None:
-    """Values at the first milestone, one after another; a retry must change no verdict."""
+    """Trials report at the first milestone, one after another; a retry must change no verdict."""
 
     def verdicts(folder: Path, *, interrupt: bool) -> list[bool]:
         found = ladder(folder, experiment(**{"search.methods": ["plain"]}))
@@ -296,7 +296,7 @@ def test_ties_in_accuracy_are_broken_by_validation_loss(tmp_path: Path) -> None:
 
 
 class Spooled:
-    """Writes down every epoch as the tracker does: one line each, of what it has not heard."""
+    """Writes one line for each epoch that it has not written yet, as the tracker does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -71,7 +71,7 @@ def test_every_study_ends_with_optunas_own_front_and_its_most_accurate_trial_won
 def test_among_equally_accurate_trials_the_one_on_the_front_wins(tmp_path: Path) -> None:
     found = search(tmp_path)
     key = TuningKey("plain", "1/4")
-    # As accurate as the other, with the smaller loss; but slower, hence not on the front.
+    # The first is as accurate and has the smaller loss, but is slower, so it is not on the front.
     for latency, loss in ((3.0, 0.1), (2.0, 0.9)):
         trial = found.optuna_studies[key].ask()
         trial.suggest_float("train.learning_rate", 0.01, 0.5)
@@ -145,7 +145,7 @@ def test_what_does_not_go_together_is_one_error(settings: list[str], message: st
 def test_a_sampler_of_one_objective_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'cmaes' improves one objective; 'tpe', 'gp'"):
         experiment(**TWO, **{"search.sampler": "cmaes"})
-    # For the reason that the error gives.
+    # Optuna's sampler has the limit that the error names.
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=optuna.samplers.CmaEsSampler()
     )

@@ -1,4 +1,4 @@
-"""A search keeps to its plan, whatever else is wrong; and every stopped trial says why."""
+"""A search keeps to its plan despite defects, and the reason of every stopped trial is kept."""
 
 import itertools
 import shutil
@@ -41,7 +41,7 @@ def space_of(folder: Path, text: str) -> dict[str, object]:
 
 
 def forget_ended_trials(monkeypatch: pytest.MonkeyPatch, kind: type[TuningStudy]) -> None:
-    """The defect that once let a search run for ever: ended trials are not counted."""
+    """Bring back the defect that once let a search run for ever: ended trials are not counted."""
     monkeypatch.setattr(kind, "num_started", property(lambda study: study.num_running))
 
 
@@ -108,7 +108,7 @@ def test_finals_that_wait_from_a_larger_plan_are_not_run(tmp_path: Path) -> None
 
 
 def test_settings_that_win_are_trained_again_whatever_the_limits_say(tmp_path: Path) -> None:
-    """Fails if a final that is forbidden is replaced by settings at random."""
+    """Fails if a final that is forbidden is replaced by random settings."""
 
     class Shrinking(FixedSizeResolver):
         allowed = True
@@ -227,7 +227,7 @@ def test_what_ran_when_a_study_was_given_up_is_run_again_after_a_crash(tmp_path:
 def test_a_point_of_a_grid_that_was_enqueued_and_is_forbidden_leaves_no_other_tried_twice(
     tmp_path: Path,
 ) -> None:
-    """The search died between asking for the point and telling that it is forbidden."""
+    """The search died between asking for the point and recording that it is forbidden."""
     settings = {**space_of(tmp_path, GRID), "search.sampler": "grid"}
     config = experiment(**settings, **{"search.trials_per_size": 6})
     sizes = OnlyMuchMomentum({size.capacity: size for size in SIZES})
@@ -252,7 +252,7 @@ def test_running_trials_of_a_grid_are_not_doubled(tmp_path: Path) -> None:
 
 
 class Reasons:
-    """What listeners are told of ends."""
+    """A listener that keeps how trials ended."""
 
     def __init__(self) -> None:
         self.ends: dict[str, tuple[str, str]] = {}
@@ -293,7 +293,7 @@ def test_every_stopped_trial_says_why_in_the_journal_and_to_whoever_listens(
 
 
 def test_a_trial_that_went_beyond_a_verdict_is_not_said_to_be_stopped(tmp_path: Path) -> None:
-    """One that goes on from a checkpoint reports many epochs at once; only the last one counts."""
+    """A trial that goes on from a checkpoint reports many epochs at once; only the last counts."""
     found = ladder(tmp_path, experiment(**ONE))
 
     def report(assignment: Assignment, epoch: int, accuracy: float) -> bool:
@@ -314,7 +314,7 @@ def test_a_trial_that_went_beyond_a_verdict_is_not_said_to_be_stopped(tmp_path: 
 
 
 def continued(folder: Path, listener: Reasons | None = None) -> Ladder:
-    """The journal that krscale wrote at 3afaaac, opened by the krscale of today.
+    """Open the journal that krscale wrote at commit 3afaaac with the current krscale.
 
     A search over `OLD_SPACE` of six trials a study, killed while the last two ran; seven of the
     other ten had been stopped early.

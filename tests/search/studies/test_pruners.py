@@ -1,4 +1,4 @@
-"""Early stopping by name: whom it stops, when, and what it says of it."""
+"""Early stopping by name: which trials it stops, when, and the reason it gives."""
 
 import statistics
 
@@ -18,7 +18,7 @@ def config(**changes: object) -> SearchConfig:
 
 
 class Played:
-    """A study whose trials report what a test says, one after another."""
+    """A study whose trials report the accuracies that a test gives, one after another."""
 
     def __init__(self, num_epochs: int, **changes: object) -> None:
         self.num_epochs = num_epochs
@@ -109,9 +109,9 @@ def test_an_interrupted_trial_is_no_competitor() -> None:
 def test_what_it_says_is_what_optuna_decided(
     rule: str, factor: int, trials: list[list[int]]
 ) -> None:
-    """Whoever is stopped is below the threshold it is told, and the threshold is another's value.
+    """A stopped trial is below its threshold: another trial's value, or the median of the others.
 
-    Small whole numbers, so that equal accuracies are common.
+    The accuracies are small whole numbers over 20, so that equal ones are common.
     """
     played = Played(8, early_stopping=rule, grace_epochs=1, reduction_factor=factor)
     epochs = milestones(config(early_stopping=rule, grace_epochs=1, reduction_factor=factor), 8)
@@ -139,7 +139,7 @@ def test_the_share_of_its_epochs_that_a_trial_is_expected_to_get():
     assert expected_share(asha, 3) == 1.0
     thirds = config(early_stopping="asha", grace_epochs=1, reduction_factor=3)
     assert expected_share(thirds, 9) == pytest.approx((1 + 2 / 3 + 6 / 9) / 9)
-    # A third for all, and half of the rest for those in the middle.
+    # A third for every trial, and half of the rest on average.
     assert expected_share(config(early_stopping="median", grace_epochs=4), 12) == pytest.approx(
         2 / 3
     )

@@ -1,4 +1,4 @@
-"""Trials that are run again: what an attempt knows of those before it, and how many there are."""
+"""Trials that are run again: what an attempt keeps of those before it, and how many there are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def attempt(study: optuna.Study) -> Trial:
 
 
 def known(trial: Trial) -> dict[str, object]:
-    """What it was told, but for the trial that it repeats."""
+    """Return the attributes of a trial, except the number of the trial that it repeats."""
     return {name: value for name, value in trial.user_attrs.items() if name != RETRY_OF}
 
 

@@ -1,4 +1,4 @@
-"""Samplers by name, what a pruned trial teaches them, and grids."""
+"""Samplers by name, what they learn from pruned trials, and grids."""
 
 import optuna
 import pytest
@@ -44,7 +44,7 @@ def ended(x: float, value: float, state: TrialState) -> optuna.trial.FrozenTrial
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_pruned_trial_does_not_pose_as_a_finished_one(sampler: str) -> None:
-    """Early on large x looks best; to the end only small x was good."""
+    """In early epochs large x looks best; at the end only small x is good."""
     study = optuna.create_study(
         direction="maximize", sampler=make_sampler(config(sampler=sampler), SPACE, "plain", 0)
     )
@@ -60,7 +60,7 @@ def test_a_pruned_trial_does_not_pose_as_a_finished_one(sampler: str) -> None:
 
 
 def test_tpe_does_learn_from_pruned_trials() -> None:
-    """When nothing has ended yet, what was stopped last and best shows the way."""
+    """If no trial has completed, it follows those that were stopped latest and were best."""
     study = optuna.create_study(
         direction="maximize", sampler=make_sampler(config(), SPACE, "plain", 0)
     )
@@ -136,7 +136,7 @@ def test_grid_visits_every_point_once() -> None:
 
 @given(low=st.integers(0, 30), step=st.integers(1, 30), count=st.integers(1, 12))
 def test_every_point_of_a_grid_lies_in_its_range(low: int, step: int, count: int) -> None:
-    """In tenths, hundredths, ...: 0.1 + 2 * 0.1 is more than 0.3."""
+    """Also in tenths, hundredths and thousandths: in floats, 0.1 + 2 * 0.1 is more than 0.3."""
     for unit in (10, 100, 1000):
         high = low + step * (count - 1)
         x = FloatDistribution(low / unit, high / unit, step=step / unit)

@@ -1,4 +1,4 @@
-"""What trials leave of their progress."""
+"""The files by which trials show their progress."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_a_sign_changes_with_the_steps_and_goes_with_the_checkpoint(tmp_path: Pa
     assert not path.exists()
     now += SECONDS_BETWEEN
     (tmp_path / "unfinished").rename(tmp_path / "gone")
-    signs.give()  # the search has ended
+    signs.give()  # the search has ended and its folder is gone
 
 
 def test_a_sign_follows_no_link(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SizeResolver of students before they exist, and the limits on them."""
+"""The sizes of students before they are built, and the limits on them."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_another_architecture_keeps_the_size_of_its_size(tmp_path: Path) -> None
 
 
 def test_an_architecture_too_thin_for_the_multiple_is_forbidden(tmp_path: Path) -> None:
-    """Fails if it trains at another size than its size, or ends the search with an error."""
+    """Fails if it trains at a size other than its own, or ends the search with an error."""
     coarse = "student.width_multiple=16", "ladder.capacities=['1/4']", "teacher.width=32"
     config = experiment(tmp_path, *coarse)
     size_resolver = sizes_of(config)

@@ -1,4 +1,4 @@
-"""Settings that are lent: those of the sizes beside, once, early, and only where they are new."""
+"""Settings are lent to a study from the sizes beside it: once, early, and only if they are new."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE = "train.learning_rate"
 
 
 def studies_of(rates: Mapping[str, Sequence[float]]) -> dict[TuningKey, TuningStudy]:
-    """A study for each size, of trials with these learning rates; the largest rate is the best."""
+    """Return a study per size with trials of these learning rates; the largest rate is the best."""
     found = {}
     for capacity in CAPACITIES:
         study = optuna.create_study(direction="maximize")
@@ -31,7 +31,7 @@ def studies_of(rates: Mapping[str, Sequence[float]]) -> dict[TuningKey, TuningSt
 
 
 def lent(studies: dict[TuningKey, TuningStudy], capacity: str, num_planned: int = 20) -> list[str]:
-    """What a study is lent: size, learning rate and trial of each."""
+    """Return what a study is lent: size, trial and learning rate of each."""
     key = TuningKey("kr", capacity)
     transfer(key, studies, CAPACITIES, num_planned, num_startup=3)
     waiting = studies[key].waiting()

@@ -24,7 +24,7 @@ BEST_GRANULARITY = {"1/64": 2, "1/4": 5}
 
 
 def write_journal(run: Path, num_trials: int = 24) -> None:
-    """Write two sizes with their own best granularity; sparsity matters little, decay not at all."""
+    """Write two sizes with their own best granularity; sparsity hardly matters, decay does not."""
     run.mkdir()
     storage = JournalStorage(JournalFileBackend(str(run / "journal.log")))
     for capacity, best in BEST_GRANULARITY.items():

@@ -239,7 +239,7 @@ def test_a_search_that_its_time_has_ended_is_finished(tmp_path: Path) -> None:
 
 
 def test_time_that_passes_before_a_trial_begins_is_noted_all_the_same(tmp_path: Path) -> None:
-    """Ray takes seconds to start; otherwise each start would begin again and train nothing."""
+    """Ray takes seconds to start; if they were not noted, each start would train nothing."""
     now = [0.0]
 
     def opened(seconds: float) -> Ladder:

@@ -109,7 +109,7 @@ def test_an_interrupted_trial_is_no_competitor() -> None:
 def test_what_it_says_is_what_optuna_decided(
     rule: str, factor: int, trials: list[list[int]]
 ) -> None:
-    """A stopped trial is below its threshold: another trial's value, or the median of the others.
+    """A stopped trial is below its threshold: another trial's value, or the median of whole trials.
 
     The accuracies are small whole numbers over 20, so that equal ones are common.
     """

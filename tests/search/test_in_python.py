@@ -98,7 +98,9 @@ def test_every_option_that_an_error_names_has_its_argument() -> None:
     of_commands = {"--repair", "--refit", "--format", "--output", "--storage-path", "--address",
                    "--head", "--untracked-files", "--porcelain", "--experiment"}  # fmt: skip
     for place in REACHED:
-        for path in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*")):
+        paths = [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*"))
+        assert paths, place
+        for path in paths:
             if path.suffix == ".py" and str(path.relative_to(ROOT)) not in OF_COMMANDS:
                 assert set(options_in(path)) <= known | of_commands, path
 

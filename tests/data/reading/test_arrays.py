@@ -198,7 +198,7 @@ class TestNumpy:
             ),
             ({"images": images(shape=(3, 6, 3)), "labels": labels()}, "two axes may be"),
             ({"images": images(shape=(4, 6, 5)), "labels": labels()}, "no axis is 1 or 3 long"),
-            ({"images": images()[0], "labels": labels()}, "36|images, but"),
+            ({"images": images()[0], "labels": labels()}, "3 images, but 36 labels"),
             ({"images": images() - 300.0, "labels": labels()}, "from -300 to .*normalised"),
             ({"images": np.array([{}] * 36), "labels": labels()}, "not a readable array"),
         ],

@@ -177,7 +177,7 @@ def test_objects_name_the_classes_of_each_split(names: list[str], tmp_path: Path
     assert data.splits["val"].labels.tolist() == [1, 2]
 
 
-def test_data_from_before_names_were_compared_are_prepared_anew(
+def test_data_from_before_names_were_compared_have_another_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the old folder would be found by its identity, with the old labels."""

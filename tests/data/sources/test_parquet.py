@@ -280,7 +280,7 @@ def test_a_column_of_splits_is_not_passed_over(
         with pytest.raises(UserError, match=rf"column '{name}' holds names of splits \([dtT]"):
             prepare(tmp_path / "data.parquet", tmp_path / "cache")
     else:
-        assert rows(prepare(tmp_path / "data.parquet", tmp_path / "cache"))
+        assert len(rows(prepare(tmp_path / "data.parquet", tmp_path / "cache"))) == NUM_IMAGES
 
 
 def test_several_files_are_one_set_in_order_of_their_names(tmp_path, images, labels):

@@ -78,7 +78,7 @@ def trials_of(journal: Path) -> dict[str, list[FrozenTrial]]:
     }
 
 
-@pytest.mark.drill  # the suite uses a fake cluster instead (test_slots.py)
+@pytest.mark.drill  # the suite looks at groups on one node instead (test_trials.py)
 def test_a_trial_that_no_node_can_hold_is_refused(cluster: Cluster, drill: Drill) -> None:
     """The two nodes have two cores together, but no single trial can use both."""
     drill.injected("trials of 2 CPU, for two nodes of 1 CPU", kind="bad input")

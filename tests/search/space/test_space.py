@@ -314,9 +314,16 @@ def test_the_weight_of_a_term_is_a_setting_of_its_combination_alone(tmp_path: Pa
             read(tmp_path, f"[{table}]\n{line}", methods=f'["{method}"]')
 
 
-@pytest.mark.parametrize("table", ["krr", '"kr+dkdd"', '"kd+kr"'])
-def test_unknown_table_is_refused(tmp_path: Path, table: str) -> None:
-    with pytest.raises(UserError, match=r"unknown table 'krr'|Did you mean 'dkd'|cannot be comb"):
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("krr", "unknown table 'krr'"),
+        ('"kr+dkdd"', "Did you mean 'dkd'"),
+        ('"kd+kr"', "cannot be combined"),
+    ],
+)
+def test_unknown_table_is_refused(tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read(tmp_path, f"[{table}]\n")
 
 

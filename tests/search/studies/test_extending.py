@@ -57,7 +57,9 @@ def test_a_winner_that_stays_is_not_trained_again(tmp_path: Path) -> None:
     best = {**ONE, "train.learning_rate": 0.1}
     play_all(ladder(tmp_path, experiment(**best, **{"search.trials_per_size": 2})))
     more = ladder(tmp_path, experiment(**best, **{"search.trials_per_size": 4}))
-    assert all(not isinstance(a.key, FinalKey) for a in play_all(more))
+    played = play_all(more)
+    assert played
+    assert not [a for a in played if isinstance(a.key, FinalKey)]
 
 
 def test_finals_that_wait_for_a_former_winner_are_not_run(tmp_path: Path) -> None:
@@ -70,11 +72,12 @@ def test_finals_that_wait_for_a_former_winner_are_not_run(tmp_path: Path) -> Non
     del before  # killed with its finals planned, one of them running
 
     after = ladder(tmp_path, experiment(**poor, **{"search.trials_per_size": 6}))
-    for assignment in play_all(after):
-        if isinstance(assignment.key, FinalKey):
-            winner = after.winner("plain", assignment.key.capacity)
-            assert winner is not None
-            assert dict(assignment.values) == winner.params
+    finals = [a for a in play_all(after) if isinstance(a.key, FinalKey)]
+    assert finals
+    for assignment in finals:
+        winner = after.winner("plain", assignment.key.capacity)
+        assert winner is not None
+        assert dict(assignment.values) == winner.params
 
 
 def finished(folder: Path, **changes: object) -> Experiment:

@@ -44,7 +44,7 @@ def sizes_of(config: Experiment) -> StudentSizeResolver:
     )
 
 
-def test_another_architecture_keeps_the_size_of_its_size(tmp_path: Path) -> None:
+def test_another_architecture_has_the_parameters_of_its_size(tmp_path: Path) -> None:
     size_resolver = sizes_of(experiment(tmp_path))
     one, three = (size_resolver.size("1/4", {"student.options.num_blocks": n}) for n in (1, 3))
     assert three.width < one.width
@@ -87,7 +87,7 @@ def test_latencies_are_measured_once_a_run_and_per_architecture(tmp_path, monkey
     assert [old.latency_ms("1/4", values) for values in ({}, deep)] == [2, 7]
 
 
-def test_rungs_beyond_a_limit_are_left_out_with_a_word(tmp_path: Path) -> None:
+def test_sizes_beyond_a_limit_are_left_out_and_named(tmp_path: Path) -> None:
     config = experiment(tmp_path, "search.max_parameters=100000")
     said: list[str] = []
     task = describe_data(config.data, config.cache_path)

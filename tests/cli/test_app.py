@@ -1,4 +1,4 @@
-"""One application: every command is listed, explained, quick to answer, and close to its name."""
+"""One application: its commands are listed, have a help, answer fast, and help with typos."""
 
 import os
 import runpy
@@ -109,7 +109,7 @@ def test_an_answer_needs_nothing_heavy():
     assert found == [f"{arguments} []" for arguments in asked]
 
 
-# The modules are what scripts and jobs call; all are the same application.
+# Scripts and jobs call these modules; all run the same application.
 MODULES = {
     "krscale": "krscale",
     **{

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def refuse(capsys: pytest.CaptureFixture[str], command: str, storage: Path, *settings: str) -> str:
-    """Run a command in this process and return its error, whole."""
+    """Run a command in this process and return its whole error."""
     arguments = overrides("teacher.num_epochs=1", f"storage_path={storage}", *settings)
     code = main([command, *arguments])
     printed = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""`krscale clean`: what no run uses goes once that is agreed, and nothing else ever."""
+"""`krscale clean` removes what no run uses, after confirmation, and nothing else."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ main = in_process("clean")
 NEEDED = ("data/a", "teachers/t1", "stores/s1", "given/g1")
 UNNEEDED = ("data/b", "teachers/t2", "stores/s2", "given/g2", "teachers/.t3.unfinished")
 HALF_TRAINED = "teachers/.t1.unfinished"
-"""Of a teacher that a run uses."""
+"""The unfinished training of a teacher that a run uses."""
 
 
 def fill(folder: Path, num_bytes: int = 1_000_000) -> None:
@@ -26,7 +26,7 @@ def fill(folder: Path, num_bytes: int = 1_000_000) -> None:
 
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that uses some of the cache; another folder that is no run."""
+    """A storage with a run that uses some of the cache, and a folder that is not a run."""
     for name in (*NEEDED, *UNNEEDED, HALF_TRAINED):
         fill(tmp_path / "cache" / name)
     for name in ("students", "tune"):
@@ -85,7 +85,7 @@ def test_it_asks(
 def test_what_a_run_has_begun_to_use_while_it_asked_stays(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A search that was started meanwhile, in another terminal, lost its data and its teacher."""
+    """A search that started meanwhile in another terminal used to lose its data and teacher."""
     before, typed = files(storage), io.StringIO("y\n")
     known = cleaning.Shared.of(None)  # type: ignore[arg-type]
     begun = SimpleNamespace(**{**vars(known), "data": (storage / "cache/data/b",)})

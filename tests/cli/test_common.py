@@ -40,7 +40,7 @@ def test_a_defect_keeps_its_traceback():
 def test_a_real_interrupt_is_one_line_and_130():
     code = (
         "import signal, sys; from krscale.cli.common import run_command; from naps import sleep\n"
-        # A test run that was started in the background would hand on that SIGINT is ignored.
+        # If the test run was started in the background, SIGINT is ignored, also in its children.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def command(argv):\n    print('ready', flush=True)\n    sleep(60)\n"
         "sys.exit(run_command(command, []))"

@@ -1,4 +1,4 @@
-"""`krscale data check`: what it sees, and how it ends."""
+"""`krscale data check`: what it finds, and how it ends."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_looked_at(tmp_path, capsys):
 
 
 def test_a_source_that_is_named_need_not_be_guessed(tmp_path, capsys):
-    """As a list of images whose name says nothing, or an archive that was renamed."""
+    """For example a list of images whose name does not tell, or a renamed archive."""
     root = fill(tmp_path / "data")
     rows = [f"{file.parent.name}/{file.name},{file.parent.name}" for file in root.glob("*/*.png")]
     (root / "images.txt").write_text("\n".join(["path,label", *sorted(rows)]))

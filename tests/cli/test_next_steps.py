@@ -1,4 +1,4 @@
-"""What the end of a search says to do next: commands that work where it ran."""
+"""The next steps that a search prints at its end: commands that work where it ran."""
 
 from pathlib import Path
 

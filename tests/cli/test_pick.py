@@ -39,7 +39,7 @@ main = in_process("pick")
 
 @pytest.fixture(scope="module")
 def run(finished_run: Path, tmp_path_factory) -> Path:
-    """A copy that was moved away from where it was made, as a user moves results."""
+    """A copy in another folder than the one it was made in, as when a user moves results."""
     storage = tmp_path_factory.mktemp("moved")
     shutil.copytree(finished_run.parent, storage / "runs")
     return storage / "runs" / finished_run.name
@@ -116,7 +116,7 @@ def test_a_count_is_read_as_it_is_written(text, count) -> None:
 
 
 class Watching(Progress):
-    """Remembers the epochs of the training, and may end it as a kill would."""
+    """Records the epochs of the training, and may end it like a kill."""
 
     def __init__(self, kill_after: int = 0) -> None:
         super().__init__(quiet=True, planned={})
@@ -169,7 +169,7 @@ def test_refit_learns_from_validation_too_and_survives_an_interruption(
     assert sizes == [dataset.num_samples["train"] + dataset.num_samples["val"]]
     refit_again(run, tmp_path / "again", epochs=[])
     content = json.loads((run / "experiment.json").read_text())
-    content["experiment"]["search"]["trials_per_size"] += 8  # as a search that goes on writes it
+    content["experiment"]["search"]["trials_per_size"] += 8  # as a continued search writes it
     write_json(run / "experiment.json", content)
     refit_again(run, tmp_path / "again", epochs=[])
 
@@ -181,7 +181,7 @@ def test_refit_learns_from_validation_too_and_survives_an_interruption(
     assert not (tmp_path / "killed").exists()
     (folder,) = (run / "refit").iterdir()
     assert (folder / "checkpoint").is_dir()
-    # The first epoch is told again, from its checkpoint: the progress goes on from there.
+    # The first epoch is reported again, from its checkpoint; training continues from there.
     continued = refit_again(run, tmp_path / "continued", epochs=[1, 2])
     assert not (folder / "checkpoint").exists()
     for name, tensor in whole.items():
@@ -231,7 +231,7 @@ def broken(finished_run, tmp_path) -> Path:
 
 @pytest.mark.usefixtures("checked_here")
 def test_the_architecture_that_won_is_what_leaves(broken, tmp_path, capsys) -> None:
-    """At 1/16 a deeper and narrower network won than the experiment has."""
+    """At 1/16, a deeper and narrower network won than that of the experiment."""
     best = {**BEST, "student.options.num_blocks": 2, "student.options.num_stages": 3}
     experiment = read_experiment(broken)
     dataset = prepare_data(experiment.data, broken.parent / "cache")

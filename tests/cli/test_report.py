@@ -82,7 +82,7 @@ def test_several_runs_are_compared(storage, tmp_path, capsys):
     assert (storage / "reports" / "digits+digits-2" / "report.html").exists()
     assert main(["digits", str(storage / "digits")]) == 2
     assert "the same run is named twice" in capsys.readouterr().err
-    # Reports are no runs.
+    # Reports are not runs.
     assert main(["digitz"]) == 2
     assert "reports" not in capsys.readouterr().err
 

@@ -36,7 +36,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _undamaged(storage: Path):
-    """Put every file of the store back as it was."""
+    """Restore every file of the store."""
     before = {file: file.read_bytes() for file in (storage / "cache/stores").rglob("*.arrow")}
     yield
     for file, content in before.items():
@@ -174,7 +174,7 @@ def test_a_run_may_be_named_by_its_toml_file(storage, capsys, tmp_path):
 def test_a_store_of_something_else_names_what_differs(storage, capsys, tmp_path, change, differing):
     arguments = [*toml(tmp_path, change), "--storage-path", str(storage)]
     if change.startswith("views"):
-        # Another policy is another teacher too, unless its weights are given.
+        # Another policy gives another teacher, too, unless its weights are given.
         weights = next((storage / "cache/teachers").glob("*/teacher.safetensors"))
         given = ["--set", f"teacher.weights='{weights}'", "--set", "teacher.allow_poor=true"]
         settings = [*SETTINGS, change, f"storage_path={storage}", given[1], given[3]]

@@ -35,7 +35,7 @@ def test_the_teacher_of_an_experiment_is_listed_with_gains(
         f"{storage}\nviews.num_views = 1\n[teacher]\nmodel = 'odd_networks:deep'\n"
         "weights = 'own'\nallow_poor = true\noptions = {}\n"
     )
-    torch.manual_seed(0)  # of the weights that it is built with
+    torch.manual_seed(0)  # for the weights that it is built with
     assert main(["taps", str(file), "--json"]) == 0
     blocks = {block["path"]: block for block in json.loads(capsys.readouterr().out)}
     gains = [blocks[f"blocks.{number}"]["information_gain"] for number in range(3)]

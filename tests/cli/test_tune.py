@@ -1,4 +1,4 @@
-"""The whole path for real: a search on a real Ray, its journal, its curve and its MLflow runs."""
+"""The whole path: a search on a real Ray, its journal, its curve and its MLflow runs."""
 
 import itertools
 import json
@@ -55,7 +55,7 @@ def check_complete(run: Path, num_sizes: int = len(CAPACITIES)) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     storage = tmp_path_factory.mktemp("storage")
-    # A relative path, as by default: workers, whose folders differ, must find the same place.
+    # A relative path, as by default: workers run in other folders and must find the same place.
     relative = os.path.relpath(storage, ROOT)
     settings = (*SMALL, f"storage_path={relative}", "name=small", WATCHED)
     done = command("tune", ["--json", *overrides(*settings)])
@@ -153,7 +153,7 @@ def test_same_command_again_runs_nothing_anew(finished: tuple[Path, dict[str, An
     run, curve = finished
     before = {name: len(study.trials) for name, study in journal(run).items()}
     settings = (*SMALL, f"storage_path={run.parent}", "name=small", WATCHED)
-    with without_ray():  # no trial is left for it
+    with without_ray():  # no trial is left to run
         done = here("tune", ["--json", *overrides(*settings)])
     assert done.returncode == 0, done.stderr
     assert {name: len(study.trials) for name, study in journal(run).items()} == before
@@ -203,7 +203,7 @@ def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, drill: 
     try:
         _wait_for_trials(tmp_path / "killed", 4, process)
     finally:
-        # The driver alone dies, as when the machine's owner kills it; Ray's own processes notice.
+        # Only the driver is killed, as by the machine's owner; Ray's own processes notice that.
         process.send_signal(signal.SIGKILL)
         process.wait()
         log.close()

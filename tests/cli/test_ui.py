@@ -20,7 +20,7 @@ from krscale.tracking import Tracker
 main = in_process("ui")
 SIGNALS = [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
-# Stands for MLflow: answers like its server, and has a process of its own, as that has.
+# Stands in for MLflow: answers like its server, and starts a child process, as that does.
 FAKE = """
 import http.server, json, os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
@@ -181,7 +181,7 @@ def fake(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_no_process_is_left_when_it_is_ended(storage, tmp_path, fake, number, code) -> None:
-    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # none that leads to ourselves
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # it must not be used locally
     with Ui(tmp_path / "log.txt", storage, PYTHONPATH=fake, **proxy) as ui:
         started = ui.wait_for(r"^fake (\d+) (\d+) (.*)$")
         assert started[3] == f"sqlite:///{storage}/mlflow.db"
@@ -212,7 +212,7 @@ def test_a_password_is_no_argument_of_the_server(storage, tmp_path, fake) -> Non
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_a_real_server_shows_the_searches_that_were_recorded(tmp_path) -> None:
-    storage = tmp_path / "a folder"  # no special case of a path
+    storage = tmp_path / "a folder"  # a space in a path is no special case
     with Tracker("", "krscale", storage / "digits") as tracker:
         tracker.start_run("kr", "digits kr", tags={"krscale.kind": "search"})
         tracker.end_run("kr")

@@ -92,7 +92,7 @@ def verify(storage: Path, *further: str) -> int:
 
 
 def find(storage: Path, pattern: str) -> Path:
-    """Return the file of a pattern; there may be several."""
+    """Return the first file of a pattern."""
     export = next((storage / "small" / "export").iterdir())
     return sorted(storage.glob(pattern.replace("PICKED", export.name.split("-")[-1])))[0]
 
@@ -214,7 +214,7 @@ def test_json_that_is_no_record(
 def test_all_damaged_files_are_listed_at_once(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also those that are found by what is damaged itself."""
+    """This includes files that are found through damaged records."""
     files = {find(storage, pattern) for pattern in KINDS}
     files = {file for file in files if file.name not in ("experiment.json", "student.json")}
     for file in files:
@@ -263,7 +263,7 @@ def test_what_is_said_brings_a_folder_of_the_cache_back(kind: str, storage: Path
 
 
 def test_shifted_labels_are_refused(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As whole records would have them: the file is written anew, and says nothing of it."""
+    """The file is rewritten as a whole one, so that it shows no sign of the change."""
     from krscale.data.arrow import Split, read_split, write_split
 
     file = find(storage, "cache/data/*/test.arrow")
@@ -285,7 +285,7 @@ def test_a_gain_above_one_is_refused(storage: Path, capsys: pytest.CaptureFixtur
 
 
 def forget(storage: Path) -> None:
-    """Take away what an older krscale did not write."""
+    """Remove what an older krscale did not write."""
     for file in storage.rglob("*.json"):
         if file.name.endswith(".digest.json"):
             file.unlink()
@@ -345,7 +345,7 @@ def test_where_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_folder_that_is_no_run_is_not_searched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`krscale verify /` read the names of all files of the machine."""
+    """`krscale verify /` used to read the names of all files of the machine."""
     monkeypatch.setattr(Path, "rglob", pytest.fail)
     (tmp_path / "etc").mkdir()
     with pytest.raises(UserError, match="not the folder of a run"):

@@ -1,4 +1,4 @@
-"""Addresses where no Ray cluster answers: found out in seconds, and said."""
+"""Addresses where no Ray cluster answers: found within seconds, with a clear error."""
 
 import http.server
 import os
@@ -33,9 +33,6 @@ def refusal(address: str, where: str = "cluster.address") -> str:
     return message
 
 
-# On all interfaces: Ray takes 127.0.0.1 for the address by which other machines know this one.
-
-
 def answering(port_holder: socket.socket, answer: bytes) -> None:
     """Accept one connection, read what comes and send an answer."""
     with port_holder.accept()[0] as connection:
@@ -45,6 +42,7 @@ def answering(port_holder: socket.socket, answer: bytes) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
+    # On all interfaces: Ray replaces 127.0.0.1 by the address that other machines use for this one.
     with socket.create_server(("", 0)) as server:
         yield server
 
@@ -142,7 +140,7 @@ def raising_no_instance(address: str) -> str:
 
 
 def test_a_command_says_it_in_one_line(listener: socket.socket, tmp_path: Path) -> None:
-    """The whole way: a UserError, exit code 2, no traceback, and no minutes of waiting."""
+    """The whole command: a UserError, exit code 2, no traceback, and no minutes of waiting."""
     port = listener.getsockname()[1]
     listener.close()
     code = (

@@ -51,7 +51,7 @@ def test_ray_finds_the_machines_that_the_files_name() -> None:
 
 
 def test_without_nfs_what_is_left_of_the_cluster_file_is_whole() -> None:
-    """Its head says that the lines marked NFS may go where the storage is a bucket."""
+    """Its first comment says that lines marked NFS can be removed if the storage is a bucket."""
     text = (ROOT / ON_AWS).read_text(encoding="utf-8")
     left = "\n".join(line for line in text.splitlines() if not line.endswith("# NFS"))
     assert len(left.splitlines()) == len(text.splitlines()) - 5
@@ -86,7 +86,7 @@ def test_every_node_wants_the_token_and_the_dashboard_is_local(cluster: dict[str
 
 
 def shown_commands(part: str) -> dict[str, str]:
-    """Every line of pages, comments and files that shows a command, with where it stands."""
+    """Every line of pages, comments and files that shows a command, with its place."""
     files = [*CURRENT, ROOT / "ray_cluster.yaml", *(ROOT / "jobs").glob("*.yaml")]
     lines = (
         (f"{file.relative_to(ROOT)}: {line}", line)
@@ -104,7 +104,7 @@ def test_no_head_is_shown_that_anyone_may_join() -> None:
 
 
 def test_a_token_is_shown_to_be_made_for_its_owner_only() -> None:
-    """Ray writes the file for all to read, and what it wrote earlier stays so."""
+    """Ray makes the file readable for all, and a file that it wrote earlier stays so."""
     shown = shown_commands("get-auth-token --generate")
     assert len(shown) >= 3
     assert [where for where, line in shown.items() if "(umask 077; ray get" not in line] == []

@@ -40,7 +40,7 @@ for env in (stranger, os.environ):
     print(done.returncode, 'InvalidAuthToken' in done.stderr, flush=True)
 time.sleep(100)
 """
-# Ray's agents look once a minute whether their node is still there.
+# Ray's agents check only once a minute whether their node still exists.
 LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
@@ -75,7 +75,7 @@ def test_a_head_is_gone_when_one_of_its_processes_is(
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[IO[str], int, Path]]:
-    """What a command with a private Ray prints, its process and its user's home; one for all."""
+    """Output, process id and home of one command with a private Ray, for all tests."""
     home = tmp_path_factory.mktemp("home")
     env = environment(HOME=str(home))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "OMP_WAIT_POLICY"):
@@ -96,8 +96,8 @@ def test_it_demands_a_token_and_leaves_none_on_the_machine(
     command: tuple[IO[str], int, Path],
 ) -> None:
     printed, _, home = command
-    # Threads sleep while they wait, which torch's OpenMP reads when torch is imported; malloc reads
-    # its settings when a process starts.
+    # Waiting threads sleep. torch's OpenMP reads this when torch is imported; malloc reads its
+    # settings when a process starts.
     assert printed.readline() == "passive 0 1 False\n"
     assert [printed.readline() for _ in range(2)] == ["1 True\n", "0 False\n"]
     assert not (home / ".ray").exists()
@@ -149,7 +149,7 @@ def test_a_private_ray_that_does_not_come_up_is_one_error(
         ({}, {}, {"OMP_WAIT_POLICY": "passive", **VARIABLES}),
         ({"OMP_WAIT_POLICY": "active"}, {}, {"OMP_WAIT_POLICY": "active", **VARIABLES}),
         ({"MALLOC_ARENA_MAX": "4"}, {}, {"OMP_WAIT_POLICY": "passive", "MALLOC_ARENA_MAX": "4"}),
-        # What a job sets itself is in its environment as well, and Ray refuses it a second time.
+        # A job's own settings are in its environment as well, and Ray refuses to set them again.
         ({"MALLOC_ARENA_MAX": "4"}, {"MALLOC_ARENA_MAX": "4"}, {"OMP_WAIT_POLICY": "passive"}),
     ],
 )

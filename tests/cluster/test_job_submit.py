@@ -23,7 +23,7 @@ from running import ROOT, SMALL, overrides
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-# The job asks the cluster it was submitted to, not a Ray of its own.
+# Without `cluster.*` the job joins the cluster it was submitted to, and starts no Ray of its own.
 SETTINGS = (
     *(setting for setting in SMALL if not setting.startswith("cluster.")),
     "ladder.capacities=['1/4']",
@@ -55,7 +55,7 @@ class Head:
         return Path(self.env["HOME"]) / ".ray" / "auth_token"
 
     def story(self) -> str:
-        """Whether the head lives, and the ends of its logs: for the message of a failed test."""
+        """Whether the head runs, and the ends of its logs, for the message of a failed test."""
         logs = self.session / "logs"
         files = [self.node.log, *sorted(logs.glob("*.err"))]
         files += [logs / name for name in ("raylet.out", "dashboard.log")]
@@ -69,7 +69,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Submission:
-    """What `ray job submit` ended with, and how long before the end its first job line came."""
+    """How `ray job submit` ended, and how long before its end the first line of the job came."""
 
     code: int
     output: str
@@ -79,7 +79,7 @@ class Submission:
 def shell(
     script: str, env: dict[str, str], timeout: float = 180.0
 ) -> subprocess.CompletedProcess[str]:
-    """Run what a user types into a shell of their own."""
+    """Run a script in a new shell, as a user would."""
     return subprocess.run(
         ["bash", "-c", script], env=env, cwd=ROOT, capture_output=True, text=True,
         timeout=timeout, check=False,
@@ -94,7 +94,7 @@ def tune(storage: Path, *settings: str, before: str = ":") -> str:
 
 
 def connected(settings: str, before: str = ":") -> str:
-    """Return the command of what a search begins with: it joins a cluster, or starts its own."""
+    """Return a command that, like a search, joins a cluster or starts its own."""
     code = (
         "import ray\n"
         "from krscale.cluster.connect import connect\n"
@@ -112,7 +112,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def temporary() -> Iterator[Path]:
-    # Ray's sockets live below it, and the path of a socket has at most 107 characters.
+    # Ray's sockets are below it, and the path of a socket has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -149,7 +149,7 @@ def submit(head: Head, *arguments: str) -> Submission:
     first = None
     with subprocess.Popen(
         ["bash", "-c", submit_command(head, *arguments)],
-        # The client's lines, which a terminal shows at once, would wait in the buffer of a pipe.
+        # A terminal shows the client's lines at once; in a pipe they would be buffered.
         env={**head.env, "PYTHONUNBUFFERED": "1"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -190,7 +190,7 @@ def test_an_archive_is_submitted_like_a_folder(head: Head, tmp_path: Path) -> No
     assert done.returncode == 1, "Ray's, of a job that refuses its settings"
 
 
-@pytest.mark.drill  # the suite has krscale's own exit code and line (cli/test_bad_input.py)
+@pytest.mark.drill  # the suite tests krscale's own exit code and line (cli/test_bad_input.py)
 def test_a_refused_config_fails_the_job(head: Head, drill: Drill) -> None:
     drill.injected("a misspelt key in a submitted job", kind="bad input")
     drill.must_hold("the job fails with one line, which names the key that is meant")
@@ -211,7 +211,7 @@ def test_a_stopped_job_leaves_no_trial_running(head: Head, drill: Drill) -> None
     arguments = ("-m", "krscale.tune", "jobs/digits.toml", *overrides(*SETTINGS, *slow))
     with subprocess.Popen(
         ["bash", "-c", submit_command(head, *arguments)],
-        # The client's lines would wait in the buffer of a pipe until the search is done.
+        # In a pipe, the client's lines would be buffered until the search is done.
         env={**head.env, "PYTHONUNBUFFERED": "1"}, cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
@@ -238,7 +238,7 @@ def test_a_stopped_job_leaves_no_trial_running(head: Head, drill: Drill) -> None
     drill.held("it said that the same command continues; all its runs in MLflow are ended")
 
 
-@pytest.mark.drill  # the suite has one of a private Ray (tests/test_waiting.py)
+@pytest.mark.drill  # the suite tests those of a private Ray (tests/cluster/test_connect.py)
 def test_workers_of_a_job_have_what_must_be_set_before_torch(head: Head) -> None:
     code = (
         "import os, sys, ray\n"
@@ -279,13 +279,13 @@ def test_a_search_joins_the_cluster_of_its_node_by_auto(head: Head) -> None:
 @pytest.mark.drill
 @pytest.mark.parametrize("demanded", [True, False])
 def test_a_search_by_itself_runs_beside_the_cluster(demanded: bool, head: Head) -> None:
-    # The cluster came first, then `make run`, in a shell where the token was demanded or not.
+    # The cluster came first, then `make run`, in a shell with or without the token mode.
     before = head.commands.export if demanded else ":"
     done = shell(connected("num_cpus=1", before), head.env)
     assert done.stdout == "CPUs: 1.0\n", done.stderr
 
 
-@pytest.mark.drill  # the suite has its sentences (test_token.py) and one command (test_access.py)
+@pytest.mark.drill  # the suite tests the sentences (test_token.py), a command (test_access.py)
 def test_an_error_says_which_of_mode_and_token_is_missing(head: Head, home: Path) -> None:
     code = (
         "import sys; from krscale.cli.common import run_command\n"
@@ -300,7 +300,7 @@ def test_an_error_says_which_of_mode_and_token_is_missing(head: Head, home: Path
     address = f"127.0.0.1:{head.port}"
     missing, unsent, other = "and there is none here", "but it is not sent", "is not the cluster's"
     cases = (
-        # Where the head notes its address: of several Rays on a machine, `auto` takes any.
+        # RAY_TMPDIR, where the head writes its address: of several Rays, `auto` takes any.
         ("auto", {"HOME": str(elsewhere), "RAY_TMPDIR": str(head.session.parents[1])}, missing),
         (address, {"HOME": str(elsewhere)}, missing),
         (address, {}, unsent),

@@ -1,4 +1,4 @@
-"""From where a training of several workers goes on: checkpoints that rot, a record that is lost."""
+"""Where a training of several workers continues: damaged checkpoints, a lost record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATEST = Path("checkpoint_2/state")
 
 
 def kept_training(folder: Path) -> Path:
-    """Write what Ray Train leaves of two epochs, as far as it is read."""
+    """Write the files of two epochs that krscale reads, as Ray Train leaves them."""
     names = ("checkpoint_1", "checkpoint_2")
     for name in names:
         note = json.dumps({"epoch": float(name[-1])})
@@ -88,7 +88,7 @@ RECORDS = [
     b"", b"{", b"[]", b"\xff", b'{"checkpoint_results": []', b'{"checkpoint_results": [1]}',
     b'{"checkpoint_results": [{"checkpoint_dir_name": 3}], "latest_checkpoint_result": 0}',
 ]  # fmt: skip
-"""Ray Train's record, as a machine that fails may leave it, or something else."""
+"""Ray Train's record, as a failing machine may leave it, or other content."""
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -112,7 +112,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from_where_the_record_is_lost(
 
 
 def test_a_last_epoch_is_trained_again_where_the_record_is_lost(tmp_path: Path) -> None:
-    """Nothing would be left to report, and nobody would know its accuracy."""
+    """Otherwise no epoch is left to report, and the accuracy stays unknown."""
     folder = kept_training(tmp_path / "train")
     (folder / "checkpoint_2/student.safetensors").touch()
     (folder / SNAPSHOT).unlink()
@@ -122,7 +122,7 @@ def test_a_last_epoch_is_trained_again_where_the_record_is_lost(tmp_path: Path) 
 def test_on_a_uri_nothing_is_found_that_ray_train_has_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An object is there whole or not at all, and the folder here is a copy."""
+    """An object is whole or absent, and the local folder is a copy."""
     folder = kept_training(tmp_path / "train")
     monkeypatch.setattr("krscale.cluster.kept_training.place_of", lambda _: ("s3://b", "train"))
     (folder / SNAPSHOT).write_bytes(b"{")
@@ -138,7 +138,7 @@ def test_what_ray_train_has_no_record_of_is_removed_in_the_end(tmp_path: Path) -
         (folder / name / "state").mkdir(parents=True)
     found = find(folder)
     assert found.checkpoint is None
-    (folder / "checkpoint_4").mkdir()  # of this training; Ray Train may be removing it
+    (folder / "checkpoint_4").mkdir()  # this training's own; Ray Train may be removing it
     (folder / "checkpoint_3/state").rmdir()
     (folder / "checkpoint_3").rmdir()
     found.remove_unrecorded()

@@ -1,4 +1,4 @@
-"""Where a group of workers meets, and on what."""
+"""Where a group of workers connects, and by which backend."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What is wrong with the nodes of a cluster is listed by node; Ray is a fake that calls at once."""
+"""Problems of a cluster's nodes are listed by node; Ray is a fake that calls functions at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VERSIONS = {"Python": "3.11.7", "krscale": "1.0", "ray": "2.60", "torch": "2.13"
 
 @dataclass
 class FakeRay:
-    """Two nodes. What differs on one is set up before its task runs, and taken back after it."""
+    """Two nodes; what differs on one is set up before its task runs, and undone after it."""
 
     alive: tuple[str, ...] = (HEAD, OTHER)
     different: dict[str, Callable[[pytest.MonkeyPatch], None]] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def test_a_node_that_can_read_and_not_write(fake: FakeRay, tmp_path: Path) -> No
 
 
 def test_a_node_without_a_place_for_what_it_fetches(fake: FakeRay, tmp_path: Path) -> None:
-    """Its first trial would find that out, when the teacher is trained."""
+    """Otherwise its first trial would fail, when the teacher is already trained."""
     (tmp_path / "file").write_text("")
     fake.on_other(lambda patch: patch.setenv(CACHE_VARIABLE, str(tmp_path / "file")))
     (line,) = refused(f"file://{tmp_path}/bucket")
@@ -161,7 +161,7 @@ def test_a_node_with_a_storage_of_its_own(fake: FakeRay, tmp_path: Path, scheme:
 
 
 def test_a_node_without_credentials_says_which_variables(fake: FakeRay) -> None:
-    """moto asks for none, so that node finds no bucket as well."""
+    """moto requires no credentials, so the test also makes that node find no bucket."""
 
     def without(patch: pytest.MonkeyPatch) -> None:
         patch.delenv("AWS_ACCESS_KEY_ID")

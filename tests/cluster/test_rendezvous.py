@@ -1,4 +1,4 @@
-"""The store by which workers find each other listens on the address that they are told."""
+"""The store by which workers find each other listens on the given address only."""
 
 import socket
 from datetime import timedelta
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def store_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch makes its stores with is as before when the test has ended."""
+    """Restore torch's store class at the end of the test."""
     module = rendezvous.import_module("torch.distributed.rendezvous")
     monkeypatch.setattr(module, "TCPStore", dist.TCPStore)
 
@@ -30,7 +30,7 @@ def store_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_a_group_of_workers_listens(
     ours: bool, store_of_torch: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without ours torch listens on all addresses; if it no longer does, ours can go."""
+    """Without our store torch listens on all addresses; once that changes, ours can be removed."""
     port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))

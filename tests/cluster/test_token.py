@@ -26,7 +26,7 @@ ADDRESS = "127.0.0.1:6379"
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    # Ray reads the mode once in a process, in which another test may have had a Ray with a token.
+    # Ray reads the mode once per process, and another test may have started a Ray with a token.
     monkeypatch.setattr(token, "get_authentication_mode", lambda: AuthenticationMode.DISABLED)
     monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def message(address: str, error: Exception | None) -> str:
-    """What a user reads when joining fails so."""
+    """Return what a user reads when joining fails with this error."""
     try:
         with joining(address, "cluster.address"):
             if error is not None:
@@ -47,7 +47,7 @@ def message(address: str, error: Exception | None) -> str:
 
 
 def test_a_token_that_was_looked_for_is_not_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ~/.ray/auth_token here, trials on a cluster without tokens all died at their start."""
+    """With ~/.ray/auth_token here, all trials on a cluster without tokens used to die at once."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", GIVEN)
     check_token_file()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another-t0ken-another-t0ken-another-t0ken")
@@ -55,7 +55,7 @@ def test_a_token_that_was_looked_for_is_not_demanded(monkeypatch: pytest.MonkeyP
 
 
 def send_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What RAY_AUTH_MODE=token does, which Ray reads once in a process."""
+    """Have the effect of RAY_AUTH_MODE=token, which Ray reads once per process."""
     monkeypatch.setattr(token, "get_authentication_mode", lambda: AuthenticationMode.TOKEN)
     monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: True)
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def send_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Demanding(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Takes only calls that bring the token, as Ray's server for `ray://` does."""
+    """Accepts only calls with the token, as Ray's server for `ray://` does."""
 
     def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         if ("authorization", f"Bearer {GIVEN}") in details.invocation_metadata:

@@ -1,4 +1,4 @@
-"""What workers of Ray Train raise, as the command that waits for them sees it."""
+"""Errors of Ray Train's workers, as the command that waits for them reports them."""
 
 import errno
 import queue
@@ -63,7 +63,7 @@ def test_a_defect_is_none(error: Exception) -> None:
 def test_the_queue_is_on_this_node_and_what_its_reader_met_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere a node that is lost takes it along, and the training can never go on."""
+    """On another node it could be lost with the node, and the training could never continue."""
     options: dict[str, object] = {}
 
     class Queue(queue.Queue[object]):

@@ -1,4 +1,4 @@
-"""What workers report to the driver, with workers of the test's own."""
+"""What workers report to the driver, with simulated workers."""
 
 from queue import Queue
 from types import SimpleNamespace
@@ -71,7 +71,7 @@ def test_while_workers_start_no_time_counts(watched: Watched) -> None:
 
 
 def test_the_reader_runs_until_none_comes() -> None:
-    """As a thread: an attribute of this class may not be one of `threading.Thread`'s own."""
+    """It runs as a thread: the class must not override an attribute of `threading.Thread`."""
     epochs: list[dict[str, float]] = []
     queue: Any = Queue()
     reader = ReportReader(queue, epochs.append, print, StallWatch(10.0))
@@ -84,7 +84,7 @@ def test_the_reader_runs_until_none_comes() -> None:
 
 
 def test_what_goes_wrong_with_an_epoch_is_kept_and_the_reader_reads_on(watched: Watched) -> None:
-    """As the end of a thread it would be a traceback beside a command that succeeds."""
+    """If it ended the thread, a command that succeeds would print a traceback."""
     full = OSError(28, "No space left on device")
 
     def refuse(metrics: dict[str, float]) -> None:

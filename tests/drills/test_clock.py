@@ -29,7 +29,7 @@ STARTS: tuple[tuple[float, int | None, int], ...] = (
     (-1.0, None, 0),
     (-DAY, None, 0),
 )
-"""Of each start: how far its clock is off, after how many epochs it is cut short, exit code."""
+"""Of each start: offset of its clock, epochs after which it is interrupted, exit code."""
 
 
 def cut_short(num_epochs: int | None) -> Callable[..., None]:
@@ -57,7 +57,7 @@ def start(storage: Path, num_epochs: int | None) -> int:
 
 
 def cached(storage: Path) -> dict[Path, tuple[int, int]]:
-    """Which files are in the cache: a file that was written again is another one."""
+    """Inode and size of each file of the cache; a file that is written again has another inode."""
     files = [path for path in (storage / "cache").rglob("*") if path.is_file()]
     return {f: (f.stat().st_ino, f.stat().st_size) for f in files if f.suffix != ".lock"}
 

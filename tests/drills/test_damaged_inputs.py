@@ -18,12 +18,12 @@ from krscale.errors import KrscaleError
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
 FILES = int(os.environ.get("KRSCALE_DRILL_FILES", "17000"))
-"""Of all formats; `KRSCALE_DRILL_FILES=100000 make drills ARGS=tests/drills/test_damaged_inputs.py`
-is the long form."""
+"""Files of all formats together. The long form is
+`KRSCALE_DRILL_FILES=100000 make drills ARGS=tests/drills/test_damaged_inputs.py`."""
 SHORT, SHARES = {"images": 3}, {"images": 1 / 6}
-"""Fewer of a format that takes longer: images are of six formats, and many in a folder."""
+"""Fewer files of a slow format: images are of seven formats, and many in a folder."""
 MAX_SECONDS, MAX_BYTES = 30.0, 2**30
-"""One file may take this long, beside others on a busy machine, all of them this much memory."""
+"""Limit of time for one file, on a busy machine, and limit of memory for all files."""
 
 
 @pytest.mark.parametrize("name", STRANGERS)
@@ -48,11 +48,11 @@ def test_mutated_files(name: str, drill: Drill, tmp_path: Path) -> None:
 
 
 def _mutate(reader: Reader, name: str, number: int, folder: Path) -> tuple[int, int, float]:
-    """Change a file so many times; return how many were refused and read, and the slowest."""
+    """Change a file `number` times; return how many were refused and read, and the slowest."""
     inputs = folder / "inputs"
     inputs.mkdir()
     reader.write(inputs)
-    reader.read(inputs)  # what is whole is read
+    reader.read(inputs)  # undamaged files are read
     whole = {path: path.read_bytes() for path in inputs.glob(reader.pattern) if path.is_file()}
     found, slowest = Counter[str](), 0.0
     for seed in range(number):
@@ -64,7 +64,7 @@ def _mutate(reader: Reader, name: str, number: int, folder: Path) -> tuple[int, 
             reader.read(inputs)
             found["read"] += 1
         except KrscaleError as error:
-            str(error).encode()  # it can be written down
+            str(error).encode()  # it can be encoded
             found["refused"] += 1
         except BaseException as error:
             raise AssertionError(f"{name} {seed}: {path.name}: {type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""Every file of a finished run, damaged, against every command: an end in words, and in time."""
+"""Every file of a finished run, damaged: every command ends in time and without a traceback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMANDS: dict[str, list[str]] = {
     "store check": ["store", "check", "RUN"],
 }
 LEFT_OUT = {".png", ".html", ".csv", ".lock"}
-"""Endings of files that are written anew, or hold nothing."""
+"""Suffixes of files that are rewritten, or are empty."""
 MAX_SECONDS = 120.0
 
 
@@ -99,7 +99,7 @@ def test_damaged_files_of_a_run(
 
 
 def _in_time(command: list[str], storage: Path, what: str) -> int:
-    """Run a command in a thread, so that one that hangs is seen."""
+    """Run a command in a thread, so that a hang is noticed."""
     settings = overrides(*SETTINGS, "tracking.enabled=false", f"storage_path={storage}")
     places = {"RUN": [str(storage / "small")], "SETTINGS": [*settings, "--quiet"]}
     given = [part for word in command[1:] for part in places.get(word, [word])]

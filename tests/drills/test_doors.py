@@ -1,6 +1,6 @@
-"""What krscale starts, seen from outside: where it listens, whom it answers, what it writes down.
+"""Where krscale's processes listen, which requests they answer, and what they write to files.
 
-The README's own way to start a cluster, with its token, is tests/cluster/test_job_submit.py's.
+tests/cluster/test_job_submit.py tests the README's way to start a cluster, with its token.
 """
 
 import re
@@ -32,14 +32,14 @@ ONE_SIZE = ("ladder.capacities=['1/16']", "search.methods=['plain']")
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    # Ray's sockets live below it, and the path of a socket has at most 107 characters.
+    # Ray's sockets are below it, and the path of a socket has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def listening(pid: int) -> set[tuple[str, str]]:
-    """Name and address of all that listens below a process, and of itself."""
+    """Name and address of all processes that listen: this one, and those below it."""
     found = set()
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)

@@ -17,13 +17,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's client
 ]
 KILLS = int(os.environ.get("KRSCALE_DRILL_DRIVER_KILLS", "50"))
-"""Of all searches together; fewer for a first look."""
+"""Kills of all searches together; fewer for a first look."""
 MOST_KILLS = 4
-"""Of one search."""
+"""Kills of one search."""
 SIDES = 2
-"""Searches at a time, each in a storage of its own: half of a start is waiting."""
+"""Searches at a time, each in a storage of its own: half the time of a start is waiting."""
 FROM_NOTHING = 4
-"""So many searches share a storage; the first of them makes data, teacher and store."""
+"""Number of searches that share a storage; the first of them makes data, teacher and store."""
 
 
 def faults_of(run: Path, found: Round) -> list[str]:
@@ -35,14 +35,14 @@ def faults_of(run: Path, found: Round) -> list[str]:
 
 
 def phase(num_ended: int) -> str:
-    """Where a search is of which so many trials have ended."""
+    """Name the phase of a search of which `num_ended` trials have ended."""
     if num_ended == 0:
         return "while data, teacher and store are made, or before the first trial ends"
     return "during the search" if num_ended < NUM_STUDIES * NUM_TRIALS else "during the finals"
 
 
 def next_round(storage: Path, number: int, left: int) -> tuple[Round, list[str]]:
-    """Run one search to its end, with so many kills at most; return it, and its faults."""
+    """Run one search to its end with at most `left` kills; return it, and its faults."""
     empty = not storage.exists()
     storage.mkdir(exist_ok=True)
     name, kills = f"drill-{number}", min(MOST_KILLS, left)
@@ -61,7 +61,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(drill: Drill, tmp_path: Path)
     faults: list[str] = []
 
     def go_on(side: int) -> None:
-        """Every so-many-th search starts on an empty storage, so that data and teacher are hit."""
+        """Start every fourth search on an empty storage, so that kills hit data and teacher."""
         for turn in range(KILLS):
             left = KILLS - sum(len(each.kills) for each in rounds)
             if left <= 0 or faults:

@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all the room there is."""
+    """Fill all free space."""
     path = folder / "filler"
     with path.open("wb", buffering=0) as file:
         for size in (2**20, 2**12, 1):
@@ -66,7 +66,7 @@ def test_a_full_disk_stops_a_search_and_counts_nothing(
         try:
             run_session(experiment, quiet=True)
         except UserError as error:
-            said = str(error).replace(str(small_disk), "STORAGE")  # it goes onto a page
+            said = str(error).replace(str(small_disk), "STORAGE")  # it is shown on a page
         drill.measured("until the search has stopped", time.monotonic() - began, "s")
         thread.join()
         report.must_hold(f"it stops with one sentence: {said!r}", "full" in said)

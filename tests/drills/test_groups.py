@@ -1,4 +1,4 @@
-"""Trials of several workers: stopped early again and again, one of them killed, stopped or full."""
+"""Trials of several workers: stopped early, or with one worker killed, stopped or out of memory."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def test_fifty_early_stops_in_a_row(drill: Drill, tmp_path: Path) -> None:
 def test_every_method_gives_the_numbers_of_one_worker(
     drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`crd` compares the samples of a worker's share, so that its loss is another one there."""
+    """`crd` compares the samples of a worker's share, so its loss depends on the workers."""
     losses: dict[tuple[int, str], list[float]] = {}
     number_of_workers = 1
     of_the_ladder = Ladder.report
@@ -73,7 +73,7 @@ def test_every_method_gives_the_numbers_of_one_worker(
         "search.trials_per_size=1",
         "search.early_stopping=none",
         "train.num_epochs=2",
-        "train.global_batch_size=100",  # the last batch is another
+        "train.global_batch_size=100",  # the last batch has another size
     )
     with own_ray(3):
         for number_of_workers in (1, 2, 3):
@@ -119,7 +119,7 @@ def test_groups_of_other_sizes_give_the_numbers_of_one_worker(
         "search.trials_per_size=1",
         "search.early_stopping=none",
         "train.num_epochs=2",
-        "train.global_batch_size=100",  # the last batch is another
+        "train.global_batch_size=100",  # the last batch has another size
         "search.gpus_per_trial=0",
     )
     with own_ray(4):

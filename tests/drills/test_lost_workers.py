@@ -27,10 +27,10 @@ ROOM = 3 * 2**30
 
 
 class MemoryOfOthers:
-    """Watches how much the memory of processes that are not of this test grows meanwhile.
+    """Measures how much the memory of processes outside this test grows.
 
-    Only what stays for a second counts: that of a process of the test that was killed is given back
-    while the process is gone already.
+    Only growth that lasts for a second counts: the memory of a killed process of the test is given
+    back only after the process is gone.
     """
 
     def __init__(self) -> None:
@@ -66,8 +66,8 @@ class MemoryOfOthers:
 def search_with_little_memory(folder: Path) -> Experiment | None:
     """Run the search of a student that grows; return None where other processes grew as well.
 
-    Ray's memory monitor reads the memory of the whole machine, so that its limit says nothing of
-    these trials where others take of what is left to them.
+    Ray's memory monitor measures the whole machine, so its limit does not test these trials where
+    other processes take some of their memory.
     """
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available + ROOM) / memory.total

@@ -55,16 +55,16 @@ class Apart:
     variables: dict[str, str]
 
     def cache(self, name: str) -> Path:
-        """Folder in which the machine of a name keeps what it has of the storage."""
+        """Folder in which a machine caches the storage."""
         return self.folder / name / "cache"
 
     def run(self, name: str) -> Path:
-        """The run's folder on the machine of a name."""
+        """The run's folder on a machine."""
         (found,) = self.cache(name).glob("storages/*/apart")
         return found
 
     def search(self, name: str) -> subprocess.Popen[str]:
-        """Start the search with its driver on the machine of a name."""
+        """Start the search with its driver on a machine."""
         where = overrides(*SEARCH, f"cluster.address={self.cluster.address}")
         env = environment(**self.variables, **{CACHE_VARIABLE: str(self.cache(name))})
         return subprocess.Popen(
@@ -87,7 +87,7 @@ def apart() -> Iterator[Apart]:
         with TemporaryDirectory(prefix="kr", ignore_cleanup_errors=True) as text:
             folder = Path(text)
             _move_to(patch, folder, "one")
-            give_own_token(patch)  # whatever another test had Ray read before
+            give_own_token(patch)  # another test may have made Ray read another token
             head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": f"{folder}/one/ray"}
             cluster = Cluster(initialize_head=True, head_node_args=head)
             try:
@@ -107,7 +107,7 @@ def _move_to(patch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
 
 
 def test_a_search_whose_nodes_share_no_disk(apart: Apart, drill: Drill) -> None:
-    """Fails if the search hangs or ends with an error, or a trial is lost, doubled or anew."""
+    """Fails if the search hangs or ends with an error, or a trial is lost, doubled or restarted."""
     drill.injected("nodes that share nothing but an S3 server")
     drill.injected("a node taken away while its trial trains")
     drill.must_hold("every trial is complete once, and the interrupted one goes on elsewhere")
@@ -144,7 +144,7 @@ def test_a_search_whose_nodes_share_no_disk(apart: Apart, drill: Drill) -> None:
     )
     assert again.returncode == 0, again.stderr
     one, three = (apart.run(name) for name in ("one", "three"))
-    # Each start says in the journal that it has begun.
+    # Each start adds a line to the journal.
     assert (three / "journal.log").read_bytes().startswith((one / "journal.log").read_bytes())
     assert len(_trials(three / "journal.log")) == len(trials)
     assert (three / "students").is_dir()

@@ -1,4 +1,4 @@
-"""Numbers that are none: a learning rate of 1e30 beside one that works."""
+"""Losses that are not finite: a learning rate of 1e30 beside ones that work."""
 
 from pathlib import Path
 

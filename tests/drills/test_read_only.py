@@ -1,4 +1,4 @@
-"""Commands on a storage that has become read-only, or full: one line and exit code 2."""
+"""Commands on a storage that has become read-only: one line and exit code 2."""
 
 import subprocess
 from collections.abc import Iterator

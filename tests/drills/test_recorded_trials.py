@@ -1,4 +1,4 @@
-"""The drill's eye for faults: a journal with one of each, and one without."""
+"""How the drills find faults: a journal with one of each, and one without."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""The drills' own record: what is printed and written, and that nothing passes without a word."""
+"""The drills' own record: what is printed and written, and that an incomplete drill fails."""
 
 import json
 from pathlib import Path

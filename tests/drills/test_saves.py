@@ -1,4 +1,4 @@
-"""Processes killed while they write what a search keeps: nothing half-written is ever counted."""
+"""Processes killed while they write a search's files: nothing half-written is ever counted."""
 
 import multiprocessing
 import os
@@ -25,11 +25,11 @@ KILLS = int(os.environ.get("KRSCALE_DRILL_KILLS", "200"))
 
 @dataclass(frozen=True)
 class Kept:
-    """What a killed process has left, all of it read whole: rounds, by where they stand.
+    """The rounds that a killed process has left in each file, all of them read whole.
 
     Attributes:
-        replaced: Of the files that every round replaces.
-        kept: Of what every round adds to: shards, journal, spool.
+        replaced: Round of each file that every round replaces.
+        kept: Rounds in each file that every round adds to: shards, journal, spool.
     """
 
     replaced: dict[str, int]
@@ -37,12 +37,12 @@ class Kept:
 
     @property
     def last(self) -> int:
-        """The last round of which anything is there."""
+        """The last round that has left anything."""
         return max(*self.replaced.values(), *map(max, self.kept.values()))
 
 
 def kill_while_saving(folder: Path, start: int, seconds: float) -> list[int]:
-    """Start the writer, kill it after so long; return the rounds that it acknowledged."""
+    """Start the writer, kill it after `seconds`; return the rounds that it acknowledged."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["save_and_die"])
     mine, its = context.Pipe(duplex=False)
@@ -86,7 +86,7 @@ def read_all(folder: Path, up_to: int) -> Kept:
 
 
 def faults(found: Kept, acknowledged: list[int]) -> list[str]:
-    """What was acknowledged and is gone, or is there twice."""
+    """What was acknowledged and is missing, or is there twice."""
     lost = [f"{n}: {last}" for n, last in found.replaced.items() if last < acknowledged[-1]]
     for name, rounds in found.kept.items():
         lost += [f"{name}: {number} is gone" for number in set(acknowledged) - set(rounds)]
@@ -100,7 +100,7 @@ def faults(found: Kept, acknowledged: list[int]) -> list[str]:
 def test_a_process_killed_while_it_saves(
     drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", PATHS)  # of the process that forks: it imports but once
+    monkeypatch.setenv("PYTHONPATH", PATHS)  # of the fork server, which imports only once
     drill.must_hold("checkpoint, weights, curve.json, shards, journal and spool are read whole")
     drill.must_hold("what was acknowledged is there, and nothing of it twice")
     draws = random.Random(0)

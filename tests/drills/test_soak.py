@@ -23,7 +23,7 @@ NUM_SEARCHES = int(os.environ.get("KRSCALE_DRILL_SEARCHES", "20"))
 SETTINGS = (
     "cluster.address=local",
     "cluster.num_cpus=2",
-    "data.max_images=200",  # a trial's own work is next to nothing: what is soaked is the search
+    "data.max_images=200",  # a trial does almost no work: the drill is of the search
     "teacher.width=4",
     "teacher.num_epochs=1",
     "views.num_views=1",
@@ -37,9 +37,9 @@ SETTINGS = (
 )
 MB = 1e6
 LOOK_SECONDS = 3.0
-"""Between two samples, each of which lists thousands of files."""
+"""Seconds between two samples, each of which lists thousands of files."""
 MOST_PER_TRIAL = {"driver": 0.15 * MB, "workers": 0.15 * MB, "disk": 0.1 * MB, "handles": 0.02}
-"""Bounds on growth; Tune and Optuna keep what they were told of every trial in the driver."""
+"""Bounds on growth per trial; Tune and Optuna keep records of every trial in the driver."""
 
 pytestmark = [
     pytest.mark.drill,
@@ -61,7 +61,7 @@ class Sample:
 
     @classmethod
     def take(cls, process: psutil.Process, folders: list[Path]) -> "Sample":
-        """Look at the driver, at the workers of trials, and at the disk."""
+        """Measure the driver, the workers of trials, and the disk."""
         started = process.children(recursive=True)
         trials = [p for p in started if p.name().startswith("ray::") and "Agent" not in p.name()]
         journal = folders[0] / "journal.log"
@@ -147,5 +147,5 @@ def test_many_searches_in_one_storage(drill: Drill, tmp_path: Path) -> None:
     growth = (late[1] - seen[middle][1]) / MB / (NUM_SEARCHES - 1 - middle)
     drill.measured("memory for each further search", growth, "MB")
     drill.measured("handles after the third and the last", late[0] - early[0], "more")
-    assert growth < 10, seen  # of native allocators: traced Python memory stays flat
+    assert growth < 10, seen  # due to native allocators: traced Python memory stays flat
     drill.held(f"{late[0] - early[0]} more handles, {growth:.2f} MB more for each search")

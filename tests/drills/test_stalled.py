@@ -19,7 +19,7 @@ from krscale.errors import UserError
 from krscale.search.session import run_session
 
 STALL = 20
-"""Seconds; on a machine that others use, an honest trial has been seen silent for 8."""
+"""Seconds; on a shared machine, a sound trial was seen to make no progress for 8."""
 STALLS = f"search.stall_seconds={STALL}"
 SECONDS_OF_AN_EPOCH = 17 * SLOW_SECONDS
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -80,7 +80,7 @@ def test_the_wall_limit_ends_a_search_whose_trial_hangs(
     report = Report(drill, "a step that never returns; stall_seconds = off, max_wall_seconds = 40")
     settings = ("search.stall_seconds=off", "search.max_wall_seconds=40")
     experiment = fates(tmp_path, "stays", "calm", settings=settings)
-    # On a busy machine the calm one has not begun after 40 seconds, and every trial fails.
+    # On a busy machine the calm trial may not have begun after 40 seconds; then every trial fails.
     with own_ray(2), suppress(UserError):
         run_session(experiment, quiet=True)
     (stays,) = attempts(experiment.run_path, "stays")

@@ -1,4 +1,4 @@
-"""A teacher that two workers of Ray Train train, with a rank and then the driver killed."""
+"""A teacher that is trained by two workers of Ray Train; a rank and then the driver are killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same name started twice at once: the second is refused, the first is as if alone."""
+"""The same name started twice at once: the second is refused, and the first is not affected."""
 
 import shutil
 import subprocess
@@ -64,7 +64,7 @@ def test_the_same_name_twice_at_once(drill: Drill, tmp_path: Path, temporary: Pa
 def refuse(
     drill: Drill, first: "subprocess.Popen[bytes]", is_time: Callable[[], bool], settings: list[str]
 ) -> None:
-    """Start the same command in this process when it is time to, and see it refused."""
+    """Wait for `is_time`, start the same command in this process, and check that it is refused."""
     while not is_time():
         assert first.poll() is None, "it ended before"
         time.sleep(0.1)

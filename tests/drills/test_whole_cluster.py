@@ -1,4 +1,4 @@
-"""A submitted search of trials of two workers, on nodes that share no disk and change meanwhile."""
+"""A submitted search with trials of two workers, on changing nodes that share no disk."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ SEARCH = (
     "tracking.enabled=false",
 )
 WORK_SECONDS = 30.0
-"""Within so long a node that has joined is to take part in a trial."""
+"""Time within which a node that has joined must take part in a trial."""
 
 
 @dataclass
 class Machines:
     """Machines of a test, each with a home and a temporary folder of its own, and an S3 server.
 
-    Nodes see the folders of no other machine, where this can be had.
+    Where possible, a node cannot see the folders of other machines.
     """
 
     folder: Path
@@ -62,13 +62,13 @@ class Machines:
     nodes: dict[str, Node] = field(default_factory=dict)
 
     def environment(self, name: str, **variables: str) -> dict[str, str]:
-        """Of a shell on the machine of a name."""
+        """Return the environment of a shell on a machine."""
         home = self.folder / name
         (home / "ray").mkdir(parents=True, exist_ok=True)
         return fresh_machine(home, home / "ray", **variables)
 
     def add(self, name: str, num_cpus: int) -> None:
-        """Start the head, or let a node join it that has been given a copy of the token."""
+        """Start the head, or let a node with a copy of the token join it."""
         variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{self.where}"}
         env, home = self.environment(name, **variables), self.folder / name
         if not self.nodes:
@@ -86,7 +86,7 @@ class Machines:
         file.write_bytes((self.folder / next(iter(self.nodes)) / ".ray/auth_token").read_bytes())
 
     def submit(self, output: Path) -> subprocess.Popen[bytes]:
-        """Submit the search from a machine that is no node and has no credentials of S3."""
+        """Submit the search from a machine that is not a node and has no credentials of S3."""
         env = self.environment("laptop")
         self.copy_token("laptop")
         head = next(iter(self.nodes.values()))
@@ -99,13 +99,13 @@ class Machines:
             )
 
     def kept(self, name: str, pattern: str) -> list[Path]:
-        """Return what the machine of a name has of the storage."""
+        """Return the files of the storage that a machine has."""
         return list(self.folder.glob(f"{name}/.cache/krscale/storages/*/{pattern}"))
 
     def trains(self, *names: str) -> bool:
         """Whether one of the machines has kept the checkpoint of a trial's third epoch.
 
-        By then the storage has that of an earlier one, and the driver has heard of it.
+        By then the storage has an earlier checkpoint, and the driver has a report of it.
         """
         found = [m for n in names for m in self.kept(n, f"{NAME}/unfinished/*/*/*/manifest.json")]
         return any(_num_epochs(manifest.parent) >= 3 for manifest in found)
@@ -129,7 +129,7 @@ def machines() -> Iterator[Machines]:
 def test_a_submitted_search_outlives_its_nodes(
     machines: Machines, drill: Drill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if the job hangs or fails, or a trial is lost, doubled or begins anew."""
+    """Fails if the job hangs or fails, or a trial is lost, doubled or restarted."""
     report = Report(drill, "a node lost in the middle of a trial of two workers")
     drill.injected("a node that joins in the middle of a search")
     if hidden(tmp_path):
@@ -144,7 +144,7 @@ def test_a_submitted_search_outlives_its_nodes(
     output = log.read_text()
     report.must_hold("the job has ended well", job.returncode == 0)
     assert job.returncode == 0, output
-    # A node's start is what a busy machine makes slow as well: some seconds on a quiet one.
+    # On a busy machine a node's start is slow as well: it takes some seconds on a quiet one.
     bound = max(WORK_SECONDS, 4.0 * start_seconds)
     report.must_hold(f"the node that joined was at work within {bound:.0f} s", seconds <= bound)
     drill.measured("start of the node that joins", round(start_seconds, 1), "s")

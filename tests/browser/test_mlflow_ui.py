@@ -1,7 +1,7 @@
-"""MLflow as a person meets it: a real server, a real Chromium, two searches side by side.
+"""MLflow as a user sees it: a real server, a real Chromium, two searches side by side.
 
-The searches are recorded by the listener that a search uses, from a small finished run; what the
-browser shows is kept in `tests/artifacts`.
+The searches are recorded by the listener that a search uses, from a small finished run.
+Screenshots are kept in `tests/artifacts`.
 """
 
 import re
@@ -22,7 +22,7 @@ from krscale.report import draw_curve, read_curve, write_interactive
 from krscale.tracking import Tracker
 
 NUM_TRIALS = 30
-"""Per method and size: with them one search has more runs than MLflow loads at first, a hundred."""
+"""Per method and size: one search then has more runs than the 100 that MLflow loads at first."""
 RUNS = [f"{name} {method}" for name in ("digits", "digits-wide") for method in ("plain", "kr")]
 pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -93,7 +93,7 @@ def are_drawn(driver: Chrome, names: list[str]) -> bool:
 
 
 def open_charts(driver: Chrome, address: str) -> None:
-    driver.get("about:blank")  # or nothing is loaded again where only the part behind # changes
+    driver.get("about:blank")  # otherwise a change of only the fragment would load nothing
     driver.get(address)
     wait_for(lambda: len(runs_shown(driver)) >= 4, "four top-level runs")
 
@@ -109,7 +109,7 @@ def test_a_person_finds_the_curves_of_two_searches_and_their_trials(charts, tmp_
         assert all(note.location["y"] > first.location["y"] for note in empty)
         keep_screenshot(driver, "mlflow-charts")
 
-        # The address shows searches alone; without its filter, their trials can be unfolded.
+        # The address shows only searches; without its filter, their trials can be unfolded.
         driver.find_element(By.CSS_SELECTOR, "[data-testid='clear-button']").click()
         unfold = ".ag-row button .anticon, .ag-row button svg"
         wait_for(lambda: driver.find_elements(By.CSS_SELECTOR, unfold), "what unfolds them")

@@ -1,4 +1,4 @@
-"""What finished searches leave, and the whole path to the page with searches that are played."""
+"""What finished searches leave, and the whole path to the page with simulated searches."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def played(family: Family, name: str = "played") -> Kept:
 
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of the runs that count as finished, and whose folder then has what `played` says."""
+    """Names of the runs that count as finished; their folders then hold what `played` returns."""
     names: set[str] = set()
 
     def of_run(run: TaskRun, family: Family, number: int, experiment: Any) -> Kept:
@@ -84,7 +84,7 @@ def test_what_other_settings_left_is_not_taken(run: TaskRun, finished: set[str])
     other = dataclasses.replace(run, changes=(*QUICK, "distill.alignment=depth"))
     assert other.record_path(family) == run.record_path(family)
     assert find_kept(other, family) is None
-    # A run of another formulation has another folder, so that neither stands in the other's way.
+    # A run of another formulation has another folder, so that neither blocks the other.
     assert other.experiment(family).run_path != run.experiment(family).run_path
     spaced = dataclasses.replace(family, changes=("search.space=claims_without_sparsity",))
     assert run.key(spaced) != run.key(family)
@@ -134,7 +134,7 @@ def test_the_plan_says_what_each_search_costs(run: TaskRun) -> None:
 def test_the_plan_says_that_records_do_not_know_the_images_that_are_named(
     run: TaskRun, tmp_path: Path
 ) -> None:
-    """Other images than those of the records made `finished` of what nobody had searched."""
+    """With other images than those of the records, searches that never ran counted as finished."""
     assert not any("images:" in line for line in _of_task(run, {}, 1.0, 1.0))
     named = dataclasses.replace(run, data_path=str(tmp_path))
     (line,) = [line for line in _of_task(named, {}, 1.0, 1.0) if "images:" in line]
@@ -218,7 +218,7 @@ def test_a_miniature(own_ray: None, tmp_path: Path) -> None:
     assert claims.run(command) == 0
     (task,) = read_json(tmp_path / "claims.json")["tasks"]
     assert {"plain", "kd", "rkd"} == set(task["sizes"][0]["methods"])
-    # What is kept is enough: nothing is searched again without the folders of the runs.
+    # The records are enough: without the folders of the runs, nothing is searched again.
     for folder in tmp_path.glob("claims-glyphs-*"):
         shutil.rmtree(folder)
     assert claims.run(command) == 0

@@ -60,7 +60,7 @@ def test_combinations_are_compared_with_the_method_alone_at_every_size() -> None
 
 
 def test_speed_races_to_the_end_of_plain_and_kd() -> None:
-    # KD ends at 0.5; KR goes straight from 0.1 to 0.9: it is there after 1.5 of KD's 2 epochs.
+    # KD ends at 0.5; KR rises linearly from 0.1 to 0.9: it reaches 0.5 after 1.5 of KD's 2 epochs.
     records = [
         record("kr", [0.9, 0.9, 0.9]),
         record("kd", [0.5, 0.5, 0.5]),
@@ -120,7 +120,7 @@ def _searched_twice(label: str, first: float, second: float) -> Record:
 
 
 def test_luck_of_a_search_keeps_a_claim_undecided() -> None:
-    """The seeds agree, and so would one search; the other search of each method is far away."""
+    """The seeds of one search agree, but the two searches of each method differ widely."""
     records = [_searched_twice("kr", 0.60, 0.70), _searched_twice("kd", 0.55, 0.64)]
     claim = gain_claim(by_size(records, ["1/4"]))["gain_over_best_opponent"][0]
     assert claim["low"] > 0.0

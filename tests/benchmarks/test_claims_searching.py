@@ -90,7 +90,7 @@ def test_final_curves_come_from_the_journal_by_seed(finished: Experiment) -> Non
 
 
 def test_attention_transfer_of_the_former_loss_is_not_finished(tmp_path: Path) -> None:
-    """Its results are never taken for those of today's; other families of then stay finished."""
+    """Its results must not count as the present loss; other families of that time stay finished."""
     for methods, kept in ((("at", "pkt"), False), (("kd", "pkt"), True)):
         family = Family("-".join(methods), methods)
         experiment = _run(tmp_path).experiment(family)

@@ -1,4 +1,4 @@
-"""Residual tracing of whole networks: both read the same way, and nothing changed by it."""
+"""Residual tracing of whole networks: the teacher and students alike, and none is changed."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_the_teacher_has_no_residual_to_itself(prepared: tuple[Experiment, Prepa
     teacher = open_teacher(experiment, dataset, Path(facts.teacher_path)).tapped.model
     found = trace_residual(experiment, facts, teacher)
     assert list(found) == pytest.approx([d / 6 for d in range(1, 7)])
-    assert max(found.values()) < 1e-6  # its probes are fitted again, to the same
+    assert max(found.values()) < 1e-6  # its probes are fitted again, with the same result
 
 
 def test_a_student_gets_nearer_by_learning(prepared: tuple[Experiment, Prepared]) -> None:

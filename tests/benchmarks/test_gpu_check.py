@@ -64,7 +64,7 @@ CPU = torch.device("cpu")
 
 
 class Open:
-    """A gate at which everybody is there already."""
+    """A barrier at which nobody waits."""
 
     def wait(self, timeout: float | None = None) -> int:
         assert timeout
@@ -72,7 +72,7 @@ class Open:
 
 
 def run_here(work: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
-    """Stands for `run_processes`."""
+    """Stand in for `run_processes`, in this process."""
     return [work(Open(), *arguments) for _ in range(number)]
 
 

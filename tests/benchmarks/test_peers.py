@@ -1,4 +1,4 @@
-"""The peers of `benchmarks/own_folder.py`: counted rightly, and the same task for each."""
+"""The peers of `benchmarks/own_folder.py`: counted correctly, and the same task for each."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The S3 server of tests and benchmarks: nothing of one is in the next."""
+"""The S3 server of tests and benchmarks: each one begins empty."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def answer(where: str, method: str, path: str, body: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_server_begins_empty(number: int) -> None:
-    """Those of one process share their objects: a drill found the run of another drill."""
+    """Servers of one process used to share objects: a drill found the run of another drill."""
     with s3_server() as where:
         assert b"<Key>" not in answer(where, "GET", "/bucket?list-type=2")
         answer(where, "PUT", f"/bucket/runs/number-{number}/curve.json", b"{}")

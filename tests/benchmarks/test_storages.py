@@ -22,7 +22,7 @@ def test_rounds_are_compared_pair_by_pair() -> None:
 
 
 def test_processes_that_outlive_their_command_are_counted() -> None:
-    """In a process of its own, which becomes the parent of what others leave."""
+    """In a process of its own, which becomes the parent of orphaned processes."""
     busy = "import time\nwhile time.process_time() < 0.3: pass"
     leaves = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {busy!r}])"
     code = (

@@ -73,7 +73,7 @@ def test_the_loop_is_timed_with_and_without_a_core_to_spare(
 
 
 def part(**found: Any) -> dict[str, Any]:
-    """What is kept of a part."""
+    """The record of a part."""
     return found | {
         "command": "python benchmarks/workers.py", "commit": "0" * 40, "seconds": 9,
         "load_before_and_after": [0.1, 1.9],

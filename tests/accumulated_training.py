@@ -22,7 +22,7 @@ from krscale.training.loop import Training, evaluate
 
 
 class WithoutNorm(nn.Module):
-    """Smooth, and without batch norm, whose statistics would be those of a part."""
+    """Smooth, and without batch norm, which would normalise by the statistics of a part."""
 
     tap_paths = ()
 
@@ -46,7 +46,7 @@ class WithNorm(WithoutNorm):
 def accumulated_training(
     workers: Workers, num_parts: int, cache: Path, precision: Precision = "fp32"
 ) -> Training:
-    """Return a training of three steps an epoch, the last of them with a batch of another size.
+    """Return a training of three steps per epoch, the last with a batch of another size.
 
     In bf16 its student has a batch norm.
     """
@@ -105,7 +105,7 @@ def teacher_after_an_epoch(workers: Workers, cache: Path) -> dict[str, Tensor]:
 def judged_without_running_statistics(
     workers: Workers, cache: Path, order: Sequence[int] = range(17)
 ) -> dict[str, float]:
-    """Judge a student whose batch norm has no running statistics on 17 images, in this order."""
+    """Evaluate a student whose batch norm keeps no running statistics on 17 images, in `order`."""
     dataset = prepare_data(DataConfig(max_images=113), cache)
     val = dataset.split("val")
     assert len(val.labels) == 17

@@ -1,4 +1,4 @@
-"""A trial that ends sooner than a worker starts; it notes where it ran."""
+"""A trial that is shorter than the start of a worker; it records its worker's process id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from krscale.setup.prepare import Prepared
 
 
 class BriefTrial(tune.Trainable):
-    """Reaches an accuracy of 1 once two workers have run trials, and half of it before."""
+    """Reports an accuracy of 0.5 until two workers have run trials, and 1 from then on."""
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], experiment: Experiment, prepared: Prepared, **_: Any

@@ -1,4 +1,4 @@
-"""A real Chromium, as a user has one; tests that need it are skipped where there is none."""
+"""A real Chromium, like a user's; tests that need it are skipped where it is not installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
 ARTIFACTS = ROOT / "tests" / "artifacts"
-"""Screenshots for whoever wants to look; not in git."""
+"""Folder of the screenshots; not in git."""
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -42,13 +42,13 @@ def chromium(profile: Path, size: tuple[int, int] = (1600, 1100)) -> Iterator[Ch
 
 
 def keep_screenshot(driver: Chrome, name: str) -> None:
-    """Save what is seen now as `tests/artifacts/NAME.png`."""
+    """Save a screenshot as `tests/artifacts/NAME.png`."""
     ARTIFACTS.mkdir(exist_ok=True)
     assert driver.save_screenshot(str(ARTIFACTS / f"{name}.png"))
 
 
 def requested(driver: Chrome) -> list[str]:
-    """Return every address that was asked for since the last call."""
+    """Return every URL requested since the last call."""
     found = []
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -58,7 +58,7 @@ def requested(driver: Chrome) -> list[str]:
 
 
 def wait_for(found: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """Return the first true value of `found`; whatever it raises meanwhile counts as not yet."""
+    """Return the first true value of `found`; until the deadline, its exceptions count as false."""
     deadline = time.monotonic() + seconds
     while True:
         try:

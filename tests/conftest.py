@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, and no trace of the user's own cluster or storage."""
+"""Fixtures and hooks of all tests: few threads, and without the user's cluster or storage."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["drill"]
 # Unset outside `make test-processors`.
 NUM_THREADS = int(os.environ.get("KRSCALE_TEST_THREADS", "1"))
 
-# Ray's workers would have a low priority (15), and hardly run beside the other test processes.
+# By default, Ray's workers have a low priority (15) and get little time beside other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # as krscale sets it
 
-# A shell starts what runs in the background (`&`, nohup) with these ignored. The commands that
-# tests start, and stop by them, would inherit that.
+# A shell starts background processes (`&`, nohup) with these signals ignored. The commands that
+# tests start would inherit that, and tests could not stop them with these signals.
 for ignored, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
@@ -35,7 +35,7 @@ for ignored, handler in (
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, handler)
 
-# An example that takes long says that the machine is busy, and nothing of krscale.
+# A slow example means that the machine is busy; it is no fault of krscale.
 settings.register_profile("krscale", deadline=None)
 settings.load_profile("krscale")
 
@@ -43,7 +43,7 @@ settings.load_profile("krscale")
 LEFT_OUT = ("browser", "drill")
 """Markers of tests that run only where `-m` asks for them; each has a make target of its own."""
 DRILL_SECONDS = 900
-"""Limit of a drill that names no longer one: many stand in files whose limit is for short tests."""
+"""Timeout of a drill without a longer one: the limits of many files are for their short tests."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -79,7 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep for the fixture `drill` how its test ended."""
+    """Keep a test's outcome for the fixture `drill`."""
     report = yield
     remember_outcome(item, report)
     return report
@@ -87,7 +87,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(autouse=True)
 def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tests share two cores with the clusters they start."""
+    """Limit torch's threads, as tests share two cores with their clusters; unset two variables."""
     before = torch.get_num_threads()
     torch.set_num_threads(NUM_THREADS)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -98,7 +98,7 @@ def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray_ends_with_its_file() -> Iterator[None]:
-    """A Ray that tests leave would be that of the next file in the same process."""
+    """Fail if a file's tests leave Ray running: the next file in this process would use it."""
     yield
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
@@ -108,12 +108,12 @@ def _ray_ends_with_its_file() -> Iterator[None]:
 
 @pytest.fixture
 def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are checked in the test's own process."""
+    """Check exports in the test's own process."""
     check_exports_here(monkeypatch)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that `make` has filled, in one of the test processes for all of them."""
+    """Return a folder that `make` fills once, in one test process, for all test processes."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         folder = factory.mktemp(name)
         make(folder)
@@ -130,7 +130,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small finished search; tests read it and leave it as it is."""
+    """The folder of a small finished search; tests must not change it."""
     from finished_run import make_finished_run
 
     torch.set_num_threads(NUM_THREADS)
@@ -139,7 +139,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with the finished search `small`, of which nothing was recorded; to copy."""
+    """A storage with the finished search `small`, made without tracking; tests copy it."""
     from finished_search import search
 
     def make(folder: Path) -> None:

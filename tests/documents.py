@@ -1,4 +1,4 @@
-"""What the pages of the documentation hold: prose, blocks of code, commands, experiments."""
+"""Parts of the documentation's pages: prose, blocks of code, commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 HISTORY = ("log.md", "CHANGELOG.md")
-"""They speak of what was; what they show need not exist any more."""
+"""Pages about the past, which may show things that no longer exist."""
 CURRENT = [document for document in DOCUMENTS if document.name not in HISTORY]
 
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", flags=re.M | re.S)
@@ -30,16 +30,16 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def code(text: str) -> list[str]:
-    """All blocks of code, of whatever language."""
+    """All blocks of code, in any language."""
     return [inside for _, inside in _FENCE.findall(text)] + _INDENTED.findall(prose(text))
 
 
 def commands(text: str) -> list[list[str]]:
     """Every krscale command that a page shows, as the arguments of `krscale`.
 
-    Commands are what a line of a block of code begins with, after a prompt, and what stands behind
-    `make run ARGS=...` and `ray job submit ... --`. In prose they are inline code; one that is
-    named there without arguments is `NAME --help`, and `COMMAND` stands for any.
+    A command is the start of a line in a block of code, after a prompt if there is one, the ARGS of
+    `make run ARGS=...`, or what follows `ray job submit ... --`. In prose, a command is inline
+    code; one without arguments is returned as `NAME --help`. The placeholder `COMMAND` is left out.
     """
     return list(_commands(text))
 

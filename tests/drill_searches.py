@@ -1,4 +1,4 @@
-"""What drills of searches share: a small search in this process, and what must hold of it."""
+"""Helpers for drills of searches: a small search in this process, and checks of its results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,14 +86,14 @@ def attempts(run: Path, fate: str) -> list[FrozenTrial]:
 
 
 class Report:
-    """Says of a drill what was injected and what held; what did not fails it at its end."""
+    """Records what a drill injects and what holds; `done` fails if something did not hold."""
 
     def __init__(self, drill: Drill, injected: str) -> None:
         self.drill, self.broken = drill, list[str]()
         drill.injected(injected)
 
     def must_hold(self, statement: str, holds: object) -> None:
-        """Take down a statement and whether it holds."""
+        """Record a statement and whether it holds."""
         self.drill.must_hold(statement)
         if holds:
             self.drill.held(statement)
@@ -101,5 +101,5 @@ class Report:
             self.broken.append(statement)
 
     def done(self) -> None:
-        """Fail for what did not hold."""
+        """Fail if a statement did not hold."""
         assert not self.broken, self.broken

@@ -1,4 +1,4 @@
-"""What every drill writes down: what was injected, what had to hold, what held.
+"""The record of every drill: what it injected, what had to hold, what held.
 
 A drill is a test marked `drill` (`make drills` runs them all) that takes the fixture `drill`:
 
@@ -12,7 +12,7 @@ A drill is a test marked `drill` (`make drills` runs them all) that takes the fi
         drill.held("12 trials after 50 kills, none doubled")  # after the assertions it sums up
         drill.measured("longest restart", 8.1, "s")           # a figure for the page; if any
 
-Every `must_hold` needs its `held`, in the same order; a drill that passes without saying so fails.
+Every `must_hold` needs a `held`, in the same order; a drill that passes without them fails.
 Pytest prints the three at the end of the drill and, with `--drill-record FILE`, appends them as one
 line of JSON, from which `scripts/write_reliability.py` writes docs/reliability.md.
 
@@ -63,11 +63,11 @@ class Drill:
         self.injections[kind, what] = self.injections.get((kind, what), 0) + number
 
     def must_hold(self, what: str) -> None:
-        """Say what has to hold afterwards; at the start of the drill."""
+        """State what has to hold; call this at the start of the drill."""
         self.required.append(what)
 
     def held(self, what: str) -> None:
-        """Say what was seen to hold; after the assertions that show it."""
+        """State what held; call this after the assertions that show it."""
         self.results.append(what)
 
     def measured(self, name: str, value: float, unit: str) -> None:
@@ -86,7 +86,7 @@ class Drill:
 
 @pytest.fixture
 def drill(request: pytest.FixtureRequest) -> Iterator[Drill]:
-    """Give a test its `Drill`; afterwards see that it said what held, and record it."""
+    """Give a test its `Drill`; afterwards check that it is complete, and record it."""
     path = request.node.path.relative_to(request.config.rootpath)
     found = Drill(request.node.name, path.as_posix())
     began = time.monotonic()
@@ -103,7 +103,7 @@ _PASSED = pytest.StashKey[bool]()
 
 
 def remember_outcome(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Let the fixture see, when it ends, whether the test itself passed."""
+    """Store whether the test itself passed, which the fixture reads when it ends."""
     if report.when == "call":
         item.stash[_PASSED] = report.passed
 
@@ -123,7 +123,7 @@ class Recorder:
         self._failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the record from the report of the test's end."""
+        """Print and append the record of a drill, which the report of its teardown holds."""
         if report.failed:
             self._failed.add(report.nodeid)
         record = dict(report.user_properties).get("drill")

@@ -1,4 +1,4 @@
-"""An HTTP proxy that does to requests what bad networks and ill servers do."""
+"""An HTTP proxy that imitates bad networks and faulty servers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
 class FaultyProxy:
-    """Hands requests to a server on this machine, or does not.
+    """Passes requests on to a server on this machine, with the faults of its `mode`.
 
     Args:
-        port: Of the server.
-        seed: Of what is drawn.
+        port: Port of the server.
+        seed: Seed of the draws.
 
     Attributes:
-        mode: `PASS`; `ERRORS`: half of all requests are answered by 500, half of those after the
-            server has obeyed; `SLOW`: each takes two seconds more.
-        faults: How often each has happened.
+        mode: `PASS`; `ERRORS`: half of all requests get a 500, half of those after the server has
+            processed them; `SLOW`: each takes two seconds longer.
+        faults: How often each fault has happened.
     """
 
     def __init__(self, port: int, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""A finished search of minutes in seconds: its folder, built from the pieces, without Ray."""
+"""The folder of a finished search, made without Ray in seconds instead of minutes."""
 
 from __future__ import annotations
 

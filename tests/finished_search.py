@@ -56,7 +56,7 @@ def train_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:
 
 @contextmanager
 def without_ray(train: Any = train_here) -> Iterator[None]:
-    """Let `krscale.tune` run its trials by `train`."""
+    """Let `krscale.tune` run its trials with `train` instead of Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "connect", lambda cluster: None)
         patch.setattr(session, "reach_storage", lambda experiment: None)

@@ -1,4 +1,4 @@
-"""Small networks built as those of known libraries are; none names its taps."""
+"""Small networks built like those of known libraries; none names its taps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUM_CLASSES = 3
 
 
 class Residual(nn.Module):
-    """A block whose inside does not hold all: the way around it carries the rest."""
+    """A block with a skip: its `body` alone does not have the whole output."""
 
     def __init__(self, channels: int, out: int, stride: int = 1) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Flat(nn.Sequential):
 
 
 class WithDict(LikeResNet):
-    """Returns a table, as one's own code often does."""
+    """Returns a dict, as users' code often does."""
 
     def forward(self, x: Tensor) -> Any:
         return {"logits": super().forward(x), "features": x}
@@ -63,7 +63,7 @@ class Output:
 
 
 class WithObject(LikeResNet):
-    """Returns an object with logits, as transformers do."""
+    """Returns an object with logits, as the transformers library does."""
 
     def forward(self, x: Tensor) -> Any:
         return Output(super().forward(x), x)
@@ -114,7 +114,7 @@ class LastBlock(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """Maps with the channels at the end, as Swin's; as many channels as rows in the first."""
+    """Channels-last maps, like Swin's; the first has as many channels as rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class LikeVGG(nn.Module):
 
 
 class Stages(nn.Module):
-    """One's own: a few Sequentials, none of a class of its own, and a head beside them."""
+    """A user's network: Sequentials without classes of their own, and an auxiliary head."""
 
     def __init__(self) -> None:
         super().__init__()

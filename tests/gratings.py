@@ -12,7 +12,7 @@ MEAN, STD = 0.5, 0.25
 
 
 def gratings(seed: int, count: int) -> TensorDataset:
-    """Noise with one of three gratings, as 8-bit pixels that were normalised."""
+    """Noise plus one of three gratings, as normalised 8-bit pixels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
     wave = (torch.arange(12) * torch.tensor([1.0, 2.0, 3.0])[:, None]).sin()
@@ -23,7 +23,7 @@ def gratings(seed: int, count: int) -> TensorDataset:
 
 
 def trained(width: int = 6) -> nn.Module:
-    """A network that tells the gratings apart."""
+    """Return a network that is trained to classify the gratings."""
     torch.manual_seed(0)
     network = LikeResNet(width)
     optimiser = torch.optim.Adam(network.parameters(), 0.02)

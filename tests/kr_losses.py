@@ -1,4 +1,4 @@
-"""Images of three gratings, networks that learn them, and losses of the two."""
+"""Images of three gratings, training on them, and a `KRLoss` of two networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_IMAGES, BATCH = 120, 40
 
 
 def make_pairs(seed: int = 0) -> Pairs:
-    """Noise with one of three gratings: easy, but not for a single pixel."""
+    """Noise plus one of three gratings: easy to classify, but not from a single pixel."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(NUM_IMAGES) % 3
     wave = torch.arange(12) * torch.tensor([1.0, 2.0, 3.0])[:, None]

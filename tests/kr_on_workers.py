@@ -1,4 +1,4 @@
-"""KRLoss on one of two processes, and on one that has the whole batch."""
+"""Gradients of KRLoss on each of two processes, and on one that has the whole batch."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def gradients_of_two(rank: int) -> dict[str, Any]:
     parallel = nn.parallel.DistributedDataParallel
     teacher, student = networks()
     student = parallel(student)
-    own = batches()[:2] if rank == 0 else batches()[2:]  # other images for each
-    torch.manual_seed(rank)  # other first weights, too
+    own = batches()[:2] if rank == 0 else batches()[2:]  # each worker has different images
+    torch.manual_seed(rank)  # and different initial weights
     loss = loss_of(teacher, student, own)
     state = [value for value in loss.state_dict().values() if isinstance(value, Tensor)]
     images, labels = batches()[0]
     share = slice(0, 10) if rank == 0 else slice(10, 20)
     wrapped = parallel(loss)
     found = gradients(student, wrapped, (images[share], labels[share]))
-    loss.begin_epoch(1.0)  # the classifier is taught alone, and no head has a part in it
+    loss.begin_epoch(1.0)  # only the classifier is trained now, and no head contributes
     for _ in range(2):
         late = gradients(student, wrapped, (images[share], labels[share]))
     return {"state": state, "gradients": found, "late": late}
 
 
 def gradients_of_one(progress: float = 0.0) -> list[Tensor]:
-    """On a worker of its own: gradients of the whole batch."""
+    """On a single worker: gradients of the whole batch."""
     teacher, student = networks()
     torch.manual_seed(0)
     loss = loss_of(teacher, student, batches()[:2])

@@ -23,7 +23,7 @@ METHODS = ("plain", "kr")
 
 
 def experiment(**changes: object) -> Experiment:
-    """A small search of two methods; dotted changes of it."""
+    """A small search of two methods, with changes by dotted name."""
     settings = {
         "search.methods": list(METHODS),
         "search.trials_per_size": 5,

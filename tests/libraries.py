@@ -1,7 +1,7 @@
 """torchvision, timm and transformers for tests: imported, or the test is skipped saying why.
 
-torchvision's compiled operators are built for one build of torch. Beside another (as CPU builds of
-a package index are) it fails to import, because the schemas of two operators are missing. No
+torchvision's compiled operators are built for one build of torch. With another build, such as a
+package index's CPU build, it fails to import, because the schemas of two operators are missing. No
 classifier uses them, so on exactly that error they are registered without an implementation.
 """
 
@@ -54,4 +54,4 @@ def _register() -> torch.library.Library:
     fragment = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS:
         fragment.define(schema)
-    return fragment  # its operators are gone with it
+    return fragment  # deleting it would remove its operators

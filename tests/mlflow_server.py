@@ -27,7 +27,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 class MlflowServer:
-    """On a folder with `mlflow.db`; its processes are a session of their own."""
+    """A server on a folder with `mlflow.db`; its processes form a session of their own."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.port = folder, port

@@ -1,4 +1,4 @@
-"""Recording a run that is moved afterwards; imported in processes that are forked for it."""
+"""Records runs whose storage is moved afterwards; imported in forked processes."""
 
 from pathlib import Path
 

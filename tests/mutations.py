@@ -1,4 +1,4 @@
-"""Files changed by a seeded draw: bits, spans and sizes of any file, values of texts."""
+"""Seeded random changes of files: bits, spans and sizes in any file, values in TOML and JSON."""
 
 from __future__ import annotations
 

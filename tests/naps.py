@@ -6,11 +6,11 @@ NAP_SECONDS = 0.02
 
 
 def sleep(seconds: float) -> None:
-    """Sleep in short parts, as a handler of Python's runs between them.
+    """Sleep in short parts, so that Python's signal handlers run between them.
 
-    Python looks for signals and then asks the kernel to sleep. A signal that comes between the two
-    is heard only when the sleep ends: 2 in 12,000 on a busy machine, where one sleep of a minute
-    outlasted the test's limit.
+    Python checks for signals and then asks the kernel to sleep. A signal that arrives in between is
+    handled only when the sleep ends. This happened in 2 of 12,000 cases on a busy machine, where
+    one sleep of a minute outlasted the test's limit.
 
     Example:
         >>> sleep(0.0)

@@ -1,4 +1,4 @@
-"""Networks as people have them: outputs, arguments and mistakes that krscale must cope with."""
+"""Networks like users' own: outputs, arguments and mistakes that krscale must handle."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +17,7 @@ class Output:
 
 
 class Net(nn.Module):
-    """A small classifier; `form` says what it returns, and what is wrong with it."""
+    """A small classifier; `form` selects what it returns, or what is wrong with it."""
 
     tap_paths = ("first",)
     stage_ends = (1, 2)
@@ -65,7 +65,7 @@ class Net(nn.Module):
 
 
 class OneLayer(nn.Linear):
-    """The pixels of digits to logits, and nothing between that could be a tap."""
+    """One layer from the pixels of digits to logits; it has no module that could be a tap."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(64, num_classes)
@@ -98,7 +98,7 @@ def trained(n_classes: int, path: str) -> nn.Module:
 
 
 class Deep(nn.Module):
-    """Three blocks of a kind, and no taps of its own."""
+    """Three blocks of one class, and no `tap_paths`."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

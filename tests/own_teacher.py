@@ -1,7 +1,7 @@
-"""A folder of small images and a teacher that was trained on them elsewhere, in its own way.
+"""A folder of small images, and a teacher that is trained on such images without krscale.
 
-The teacher takes images of 32 pixels, blue first, in 0..255, with a mean and deviation of its own;
-the images are smaller. It was trained without krscale.
+The teacher takes images of 32 pixels in BGR order and in 0..255, with its own mean and deviation;
+the images are smaller.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTINGS = (
 
 
 class Own(nn.Module):
-    """Three convolutions and a classifier; names its taps, but says nothing of its images."""
+    """Three convolutions and a classifier; names its taps, but describes no preprocessing."""
 
     tap_paths = ("blocks.0", "blocks.1")
 
@@ -62,7 +62,7 @@ class Shares(Own):
 
 
 class Described(Own):
-    """The same, which says how its images are prepared, with the names that timm uses."""
+    """The same with a description of its preprocessing, under the names that timm uses."""
 
     pretrained_cfg = {  # noqa: RUF012
         "mean": MEAN,
@@ -95,12 +95,12 @@ def draw_images(num: int, height: int, width: int, seed: int = 0) -> tuple[np.nd
 
 
 def images() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return what a source that is a callable of the user's own returns."""
+    """Return images, labels and class names, as a user's own callable source does."""
     return *draw_images(420, 16, 16), NAMES
 
 
 def write_folder(folder: Path, num: int, height: int = 16, width: int = 16) -> Path:
-    """PNG files, whose folder is their class."""
+    """Write PNG files into one folder per class."""
     for number, (image, label) in enumerate(zip(*draw_images(num, height, width), strict=True)):
         path = folder / NAMES[label] / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def write_folder(folder: Path, num: int, height: int = 16, width: int = 16) -> P
 
 
 def train(path: Path, order: tuple[int, ...] = (0, 1, 2, 3, 4, 5), size: int = 16) -> Path:
-    """Write the weights of a teacher whose class `order[i]` is the i-th of ours."""
+    """Train a teacher whose output `order[i]` is class i of the images; write its weights."""
     torch.manual_seed(0)
     network = Own(len(NAMES), 3, 8)
     pixels, labels = draw_images(1200, size, size, seed=1)

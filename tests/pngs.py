@@ -1,4 +1,4 @@
-"""PNG files that Pillow does not write: grey of few bits, colours of 16, with a transparent one."""
+"""PNG files that Pillow does not write: grey of few bits, 16-bit colours, a transparent colour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GREY, RGB, GREY_ALPHA, RGBA = 0, 2, 4, 6
 def png(
     values: npt.NDArray[np.integer], colour: int, *, key: tuple[int, ...] = (), bits: int = 16
 ) -> bytes:
-    """Write `[H, W, C]` values of so many bits; `key` is the value that is to be transparent."""
+    """Encode `[H, W, C]` values of `bits` bits each; `key` is the transparent value."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + _packed(row.ravel(), bits) for row in values)
     head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))

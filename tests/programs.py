@@ -1,4 +1,4 @@
-"""Programs made of networks by means that torch calls deprecated, and people still have."""
+"""Compiled programs of networks; torch deprecates the TorchScript ones, but users have them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _PORTS = (
     *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
     *("metrics-export-port", "node-manager-port", "object-manager-port"),
 )
-# Of what stands beside the home it sees nothing: the mounts are those of this process alone.
+# Hides all other folders beside the home; the mounts exist only for this process.
 _HIDE = """
 mount --bind "$1" /mnt
 mount -t tmpfs none "$(dirname "$1")"
@@ -42,7 +42,7 @@ _HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port")
 
 @dataclass(frozen=True)
 class Commands:
-    """What the README prints for a cluster, in its order."""
+    """The README's commands for a cluster, in its order."""
 
     export: str
     token: str
@@ -66,7 +66,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class Node:
-    """A node that runs: its process, which has started the others, and where it listens."""
+    """A running node: its first process, which has started the others, and its ports."""
 
     process: subprocess.Popen[bytes]
     ports: dict[str, int]
@@ -74,11 +74,11 @@ class Node:
 
     @property
     def dashboard(self) -> str:
-        """Address that takes jobs; of a head."""
+        """Address of a head's dashboard, which takes jobs."""
         return f"http://127.0.0.1:{self.ports['dashboard-port']}"
 
     def lose(self) -> None:
-        """Kill all processes of the node at once, as when its machine is gone."""
+        """Kill all processes of the node at once, as if its machine were gone."""
         ray_start = psutil.Process(self.process.pid)
         for process in [ray_start, *ray_start.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
@@ -86,7 +86,7 @@ class Node:
         self.process.wait(timeout=10)
 
     def stop(self) -> None:
-        """End the node by its own id, then whatever is left of it; never `ray stop`."""
+        """End the node by its process id, then all that is left of it; never `ray stop`."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -97,12 +97,12 @@ class Node:
 
 
 def fresh_machine(home: Path, temporary: Path, **variables: str) -> dict[str, str]:
-    """Return the environment of a shell on a machine of its own, with no token and no krscale.
+    """Return the environment of a shell on a fresh machine, without a token and krscale.
 
     Args:
-        home: Folder of the user there.
-        temporary: Folder of Ray; the path of a socket has at most 107 characters.
-        variables: What is set there besides.
+        home: The user's home folder there.
+        temporary: Ray's folder; the path of a socket has at most 107 characters.
+        variables: Further variables to set.
     """
     found = environment(
         HOME=str(home),
@@ -121,13 +121,13 @@ def fresh_machine(home: Path, temporary: Path, **variables: str) -> dict[str, st
 def start_head(
     commands: Commands, env: dict[str, str], home: Path, num_cpus: int, before: Sequence[str] = ()
 ) -> Node:
-    """Start a head with the README's commands; returns when it takes jobs.
+    """Start a head with the README's commands; return once it takes jobs.
 
     Args:
         commands: The README's.
-        env: Of its machine (`fresh_machine`).
-        home: Folder of the user there.
-        num_cpus: Its cores.
+        env: Environment of its machine (`fresh_machine`).
+        home: The user's home folder there.
+        num_cpus: Its number of CPUs.
         before: A command that runs the shell of the node, such as `hidden(home)`.
     """
     script = f"{commands.export}\n{commands.token}\nexec env {commands.start}"
@@ -144,9 +144,9 @@ def start_node(
     commands: Commands, env: dict[str, str], home: Path, num_cpus: int, head: Node,
     before: Sequence[str] = (),
 ) -> Node:  # fmt: skip
-    """Let a node join; returns when it has. The arguments are those of `start_head`."""
+    """Let a node join; return once it has. The arguments are those of `start_head`."""
     address = f"127.0.0.1:{head.ports['port']}"
-    # The nodes share this machine: each asks the kernel for ports of its workers.
+    # The nodes share this machine: the kernel chooses the ports of their workers.
     script = (
         f"{commands.export}\nexec ray start --address={address} --temp-dir={env['RAY_TMPDIR']} "
         f"--min-worker-port=0 --max-worker-port=0"
@@ -162,9 +162,9 @@ def start_node(
 
 
 def hidden(home: Path) -> list[str]:
-    """Return the beginning of a command that sees of the folder around `home` only `home`.
+    """Return the start of a command that finds only `home` in the folder around it.
 
-    Empty where that cannot be had: it takes root and Linux.
+    Empty where this is impossible: it needs root and Linux.
     """
     with suppress(OSError):
         found = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
@@ -195,10 +195,10 @@ def _start(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, between those of Ray's workers and those the kernel hands out.
+    """Free ports above those of Ray's workers and below those that the kernel assigns.
 
-    A port from the kernel may go to any connection of the tests beside this one before Ray binds
-    it, and a head that loses one of its ports dies later, at the first job.
+    The kernel could give one of its own ports to a connection of another test before Ray binds it.
+    A head that loses one of its ports dies later, at the first job.
     """
     ports: list[int] = []
     candidates = random.SystemRandom().sample(range(20_000, 32_000), 1_000)

@@ -1,11 +1,11 @@
-"""What KubeRay and Kubernetes take as a RayJob, as a JSON Schema: the part that `rayjob.yaml` uses.
+"""A JSON Schema of the RayJobs that KubeRay and Kubernetes take: the part `rayjob.yaml` uses.
 
 Written by hand after the published API, not copied from it: `RayJobSpec` and `RayClusterSpec` of
 `ray.io/v1` (github.com/ray-project/kuberay, `ray-operator/apis/ray/v1/rayjob_types.go` and
 `raycluster_types.go` with `authOptions`, from which KubeRay generates its custom resource
 definition; read on 2026-11-27) and `PodTemplateSpec` of Kubernetes. Names, types, required fields
-and enumerations are theirs. Every object is closed, as `kubectl apply --validate=strict` has it: a
-name that is not listed here is refused. Whoever uses a further field of theirs adds it.
+and enumerations are theirs. Every object is closed, as with `kubectl apply --validate=strict`: a
+name that is not listed here is refused. Add further fields of theirs when they are used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CONTAINER = closed(
         closed(("name",), name=TEXT, value=TEXT, valueFrom=closed(secretKeyRef=FROM_SECRET))
     ),
     ports=listed(
-        # Names of ports are short: fifteen characters of IANA.
+        # IANA limits names of ports to 15 characters.
         closed(("containerPort",), name=NAME | {"maxLength": 15}, containerPort=PORT)
     ),
     resources=closed(requests=AMOUNTS, limits=AMOUNTS),

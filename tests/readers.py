@@ -38,7 +38,7 @@ class Reader:
     read: Callable[[Path], object]
     mutate: Mutate = mutate_bytes
     pattern: str = "**/*"
-    """Of the files that are changed."""
+    """Pattern of the files that are changed."""
 
 
 def _data(source: str, path: str = "", **files: object) -> Callable[[Path], None]:

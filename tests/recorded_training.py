@@ -1,4 +1,4 @@
-"""A training that records as a search does, and what it costs it."""
+"""A training that records like a search, and the time that recording costs."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def train(tracker: Tracker, numbers: range) -> float:
 
 
 def share_of_time(costs: list[float], num_trials: int) -> float:
-    """Return which share of the time of so many trials their recording cost."""
+    """Return recording's share of the time of `num_trials` trials."""
     return sum(costs) / (num_trials * NUM_EPOCHS * EPOCH_SECONDS)

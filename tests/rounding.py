@@ -1,4 +1,4 @@
-"""Trainings whose sums are taken in another order: what of them is equal on every processor."""
+"""Compares trainings that add up in different orders, with tolerances for every processor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ FIRST_EPOCH, LATER_EPOCHS = 1e-3, 0.1
 
 
 def same_but_for_rounding(found: Sequence[float], expected: Sequence[float]) -> bool:
-    """Whether losses of epochs are those of one training.
+    """Whether the losses per epoch are equal but for rounding.
 
-    Rounding is amplified from step to step, on one processor more than on another: of six epochs
-    the last differs by less than 0.1 % with AVX-512, and by 2.3 % with SSE. Wrong gradients, or a
-    share of the batch that is left out, show in the first.
+    Rounding errors grow from step to step, on some processors more than on others: the last of six
+    epochs differs by less than 0.1 % with AVX-512, and by 2.3 % with SSE. Wrong gradients, or a
+    missing share of the batch, show in the first epoch.
     """
     return (
         len(found) == len(expected)

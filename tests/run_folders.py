@@ -1,4 +1,4 @@
-"""Files of a run, for tests of what is done with them."""
+"""Writes the files of a run for tests."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def say(_line: str) -> None:
-    """To nobody."""
+    """Discard the line."""

@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PATHS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-"""Of a command's process, so that it finds the models that tests define."""
+"""`PYTHONPATH` of a command's process, so that it finds the models that tests define."""
 
 SMALL = (
     "cluster.address=local",
@@ -37,7 +37,7 @@ SMALL = (
     "search.num_final_seeds=2",
     "search.grace_epochs=1",
 )
-"""Overrides that make a whole search last seconds; accuracy is of no concern."""
+"""Overrides that make a whole search last seconds; its accuracy does not matter."""
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -63,9 +63,9 @@ def command(
 
 @contextmanager
 def python(code: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run code in a process of its own, which does not outlive the block.
+    """Run code in a process of its own, which is killed at the end of the block.
 
-    A process that a failed test leaves would fail whichever test comes next, too.
+    A process that a failed test leaves behind would make the next test fail, too.
     """
     with subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), text=True, **options
@@ -77,7 +77,7 @@ def python(code: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def script(name: str) -> ModuleType:
-    """Import `scripts/NAME.py`, without leaving it among the modules of the process."""
+    """Import `scripts/NAME.py` without adding it to `sys.modules`."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -87,18 +87,18 @@ def script(name: str) -> ModuleType:
 
 
 def in_process(name: str) -> Callable[[Sequence[str]], int]:
-    """Return what runs `krscale NAME ARGUMENTS` in the test's own process: it gives exit codes."""
+    """Return a function that runs `krscale NAME ARGUMENTS` here and returns the exit code."""
     from krscale.cli.app import main
 
     return lambda arguments: main([name, *arguments])
 
 
 def here(name: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Do what `command` does in the test's own process, which has imported torch, Ray and MLflow.
+    """Run a command like `command`, but in the test's own process.
 
-    A process of its own takes 5 seconds for that. What a command leaves in a process is put back:
-    variables of the environment, and a private Ray, which ends. Warnings are not errors: users do
-    not see those that libraries have for developers.
+    A new process takes 5 seconds to import torch, Ray and MLflow. Afterwards, the environment
+    variables are restored, and a private Ray is ended. Warnings are not errors: users do not see
+    the warnings that libraries address to developers.
     """
     printed, said = io.StringIO(), io.StringIO()
     with own_environment(), warnings.catch_warnings():
@@ -110,7 +110,7 @@ def here(name: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
 
 @contextmanager
 def one_ray(num_cpus: int) -> Iterator[None]:
-    """Let all commands that `here` runs meanwhile share a private Ray; each would start its own."""
+    """Share one private Ray among the commands that `here` runs; otherwise each starts its own."""
     from krscale.cluster.connect import connect
     from krscale.config import ClusterConfig
 
@@ -122,7 +122,7 @@ def one_ray(num_cpus: int) -> Iterator[None]:
 
 @contextmanager
 def own_environment() -> Iterator[None]:
-    """Put back the variables of the environment, and end a Ray that was started meanwhile."""
+    """Restore the environment variables, and end a Ray that was started within the block."""
     ray = sys.modules.get("ray")
     shared = ray is not None and ray.is_initialized()
     before = dict(os.environ)
@@ -140,9 +140,9 @@ def own_environment() -> Iterator[None]:
 
 
 def check_exports_here(patch: pytest.MonkeyPatch) -> None:
-    """Let the files of an export be checked in this process, which has imported torch.
+    """Check the files of an export in this process, which has already imported torch.
 
-    A process of its own takes seconds; the tests of tests/export start it.
+    A separate process takes seconds; only the tests in tests/export start one.
     """
     from types import SimpleNamespace
 
@@ -160,8 +160,8 @@ def check_exports_here(patch: pytest.MonkeyPatch) -> None:
 def end_ray() -> None:
     """End the Ray of this process, if there is one.
 
-    Its processes may outlive the objects that stand for them by a moment, of which Python warns
-    whenever those are collected: here, and not in whichever test comes next.
+    Its processes may live a moment longer than their Python objects. Python warns of this when it
+    collects the objects, so they are collected here and not in a later test.
     """
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
@@ -175,7 +175,7 @@ def end_ray() -> None:
 def give_own_token(patch: pytest.MonkeyPatch) -> None:
     """Give the next Ray of this process a token, as `krscale` does for its own.
 
-    Ray reads once in a process whether tokens are demanded, and another test may have had it read.
+    Ray reads once per process whether tokens are required; another test may have caused that.
     """
     from ray._raylet import AuthenticationTokenLoader
 
@@ -197,11 +197,11 @@ def overrides(*settings: str) -> list[str]:
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Let this process fail where it asks for more than a GiB beyond what it has (on Linux)."""
+    """Let this process fail if it asks for more than one further GiB (on Linux)."""
     if not Path("/proc/self/status").exists():
         yield
         return
-    limits = resource.getrlimit(resource.RLIMIT_DATA)  # of all but mapped files
+    limits = resource.getrlimit(resource.RLIMIT_DATA)  # all memory except mapped files
     status = Path("/proc/self/status").read_text(encoding="ascii")
     now = int(status.split("VmData:")[1].split()[0]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (now + 2**30, limits[1]))

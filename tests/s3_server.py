@@ -1,4 +1,4 @@
-"""An S3 server of this process on loopback, for tests of a storage that is no folder."""
+"""An S3 server in this process on loopback, for tests of a storage that is not a folder."""
 
 from __future__ import annotations
 

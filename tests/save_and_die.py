@@ -1,6 +1,6 @@
-"""Writes all that a search keeps, over and over, until it is killed; the drill of saves starts it.
+"""Writes all that a search saves, repeatedly, until it is killed; the drill of saves starts it.
 
-What stands on the disk for good is acknowledged by number through a pipe.
+It sends the number of each round through a pipe once the round is durably on disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from krscale.training.checkpoint import save_checkpoint, save_weights
 
 NUM_SHARD_ROWS = 200
 EXACT = 2048
-"""fp16 holds every whole number below it, and a fast machine makes more rounds."""
+"""fp16 represents all whole numbers below it exactly, and a fast machine makes more rounds."""
 STUDY = "kr@1/4"
 
 

@@ -1,7 +1,7 @@
 """A student without kinks, for tests that compare two trainings to float tolerance.
 
-A ReLU's derivative jumps at zero, where the plain background of a digit may put whole areas: a
-difference of 1e-8 then becomes one of 1e-4, between any two ways to add up the same sum.
+A ReLU's derivative jumps at zero, where whole areas of a digit's plain background may lie. A
+difference of 1e-8 between two ways to add up the same sum then becomes one of 1e-4.
 """
 
 import os
@@ -39,7 +39,7 @@ class Smooth(nn.Module):
 
 
 class Mortal(Smooth):
-    """Ends its process once, by SIGKILL, and notes that in `folder`."""
+    """Kills its process once with SIGKILL, and records that in `folder`."""
 
     def __init__(self, folder: str, **arguments: int) -> None:
         super().__init__(**arguments)
@@ -47,7 +47,7 @@ class Mortal(Smooth):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled():
-            time.sleep(0.05)  # an epoch then lasts for longer than it takes to kill the driver
+            time.sleep(0.05)  # makes an epoch longer than it takes to kill the driver
             self.num_steps += 1
             if self.num_steps > STEPS_BEFORE_DEATH and not self.died.exists():
                 self.died.touch()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 BLOCK = 100_000_000
-"""More than a thread's heap holds, and than malloc ever keeps by itself."""
+"""More bytes than a thread's heap holds, and more than malloc ever keeps by itself."""
 CODE = f"""
 import resource, sys, threading
 from krscale import allocator
@@ -54,7 +54,7 @@ sys.exit(run_command(globals()[sys.argv[1]], []))
 
 
 def kept(work: str, **own: str) -> int:
-    """Return what a function of `CODE` prints: how many bytes."""
+    """Return the number of bytes that a function of `CODE` prints."""
     env = environment()
     for name in [n for n in env if n.startswith("MALLOC_") or n == "GLIBC_TUNABLES"]:
         del env[name]

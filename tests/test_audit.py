@@ -1,4 +1,4 @@
-"""The audit of the pins: what is known, what is accepted and why, and that silence is no pass."""
+"""The audit of the pins: known and accepted advisories; a pin that is not compared fails."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ KNOWN = {"id": "PYSEC-1", "aliases": ["CVE-1", "GHSA-1"], "fix_versions": [], "d
 
 
 def answer(*vulnerabilities: dict[str, object], skipped: tuple[str, ...] = ()) -> str:
-    """What pip-audit prints: packages compared, and packages that its database does not have."""
+    """Output of pip-audit: packages compared, and packages that its database does not have."""
     packages: list[dict[str, object]] = [
         {"name": name, "version": "1", "vulns": list(vulnerabilities) if name == "ray" else []}
         for name in ("Flask", "ast-serialize", "ray")
@@ -72,7 +72,7 @@ def test_a_pin_that_no_database_has_is_no_pass(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """pip-audit itself ends with 0 there, and says that no vulnerabilities are known."""
+    """pip-audit itself exits with 0 there, and prints that no vulnerabilities are known."""
     answers = ((answer(skipped=skipped), ""), ("", "Name or service not known"))
     assert outcome(audit, monkeypatch, *answers) == (2, ["pypi", "osv"])
     said = capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_what_this_project_accepts_is_pinned_and_has_a_reason(audit: ModuleType)
 @pytest.mark.drill  # it takes seconds
 @pytest.mark.skipif(not SBOM_TOOL.exists(), reason="make sbom installs cyclonedx-py")
 def test_the_bill_of_materials_holds_every_pin_and_nothing_else(audit: ModuleType) -> None:
-    """That it fits its schema `make sbom` sees to by `--validate`."""
+    """`make sbom` checks it against its schema with `--validate`."""
     subprocess.run([ROOT / "scripts" / "audit.sh", "sbom"], check=True, capture_output=True)
     bill = json.loads((ROOT / "build" / "sbom.json").read_text(encoding="utf-8"))
     pins = audit.read_pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))

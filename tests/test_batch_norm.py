@@ -1,4 +1,4 @@
-"""Batch norm of all workers, and batches of a single value; two real workers: test_parallel.py."""
+"""Batch norm across workers, and batches of one value; test_parallel.py has two real workers."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The lock: it pins everything, by version only, and the tests run on just these versions."""
+"""The lock pins everything, by version only, and the tests run with exactly these versions."""
 
 import re
 import tomllib
@@ -29,7 +29,7 @@ REQUIREMENTS = [
 
 @pytest.fixture(scope="module")
 def pins() -> dict[str, str]:
-    """Name to version; a line with a place, a local build or anything else is an error."""
+    """Version of each name; a line with a URL, a local build or anything else is an error."""
     found = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(autouse=True)
 def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a user's environment holds, and no long waiting for servers that are not there."""
+    """Set secrets in the environment, and do not wait long for servers that do not exist."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{CANARY}-1")
     monkeypatch.setenv("SOME_SERVICE_API_KEY", f"{CANARY}-2")
     close = Tracker.close
@@ -39,7 +39,7 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> int:
-    """Run a command as its process would, command line included."""
+    """Run a command as its own process would, including `sys.argv`."""
     monkeypatch.setattr(sys, "argv", [f"krscale.{command}", *arguments])
     with without_ray(train):
         return in_process(command)(arguments)
@@ -64,7 +64,7 @@ def leaks(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "formats",
     [
-        # Each export is proven in a process of its own, which takes seconds.
+        # Each export is checked in a process of its own, which takes seconds.
         pytest.param("safetensors,onnx,pt2", marks=pytest.mark.drill),
         "safetensors",
     ],
@@ -83,7 +83,7 @@ def test_every_command_and_every_file(
     drill.must_hold("it is in no line that a command prints, and in no file that it leaves")
     if formats == "safetensors":
         check_exports_here(monkeypatch)
-    shutil.copytree(searched / "cache", tmp_path / "cache")  # a teacher and a store cost seconds
+    shutil.copytree(searched / "cache", tmp_path / "cache")  # a teacher and a store take seconds
     run = str(tmp_path / "small")
     secret, other, third = (
         overrides(f"tracking.uri={uri}", ADDRESS, f"storage_path={tmp_path}") for uri in URIS

@@ -75,7 +75,7 @@ def whole(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Case:
     """A file, by its pattern within a storage, and what reads it.
 
-    `required` are the fields without which it must be refused.
+    `required` are the fields without which the file must be refused.
     """
 
     pattern: str
@@ -92,7 +92,7 @@ def experiment_of(file: Path):
 
 
 def claim(file: Path) -> None:
-    """Begin a start of the run."""
+    """Open the run's folder as a start of the run does."""
     storage = f"storage_path={file.parent.parent}"
     experiment = load(None, [*SETTINGS, "tracking.enabled=false", storage])
     with run_folder(experiment, read_json(file.with_name("bound.json"))):
@@ -113,7 +113,7 @@ def splits_of(file: Path) -> None:
 
 @functools.cache
 def networks_of(run: Path) -> Networks:
-    """Resolved once for the hundreds of times that a file is read."""
+    """Resolve the networks once for the hundreds of times that a file is read."""
     experiment = read_experiment(run)
     data = open_data(next((Path(experiment.storage_path) / "cache" / "data").glob("digits-*")))
     return Networks.resolve(experiment, data)
@@ -167,7 +167,7 @@ BINARY = {
 
 
 def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield ways to damage any file that must be refused: what it is, and the content."""
+    """Yield damages that must be refused in any file: a description and the content."""
     yield "cut at half", content[: len(content) // 2]
     yield "emptied", b""
     yield "garbage", bytes(random.Random(0).randbytes(max(len(content), 64)))
@@ -176,7 +176,7 @@ def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def damaged_json(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield contents of other fields, which may or may not be refused."""
+    """Yield contents with changed fields, which may or may not be refused."""
     for name in content:
         yield f"without {name}", {key: value for key, value in content.items() if key != name}
         for value in (None, [], {}, "text", -1, 3.5, True, [None], {"a": []}, 10**30):
@@ -211,7 +211,7 @@ def test_a_damaged_file_is_one_error_that_names_it(name: str, storage: Path) -> 
     file = next(storage.glob(case.pattern))
     content = file.read_bytes()
     assert not outcome(case, file, "whole")
-    content = file.read_bytes()  # a start of the run writes some of them again
+    content = file.read_bytes()  # a start of the run rewrites some of the files
     for what, other in damages(content):
         if name == "journal" and what in ("cut at half", "zeros"):
             continue  # as a crash leaves it: lines without an end
@@ -241,7 +241,7 @@ def test_fields_that_are_missing_or_of_another_type(name: str, storage: Path) ->
     case = CASES[name]
     file = next(storage.glob(case.pattern))
     case.read(file)
-    content = read_json(file)  # and written without a checksum, as by an older krscale
+    content = read_json(file)  # and written back without a checksum, as by an older krscale
     assert set(case.required) <= set(content)
     for what, other in damaged_json(content):
         file.write_text(json.dumps(other))
@@ -251,7 +251,7 @@ def test_fields_that_are_missing_or_of_another_type(name: str, storage: Path) ->
 
 
 def test_fields_within_fields(storage: Path) -> None:
-    """One level further down, where most of a store's manifest and of an experiment is."""
+    """Change fields one level down, where most of a store's manifest and of an experiment is."""
     for name in ("store", "plan", "card", "curve", "experiment", "data"):
         case = CASES[name]
         file = next(storage.glob(case.pattern))
@@ -273,7 +273,7 @@ def test_fields_within_fields(storage: Path) -> None:
 def test_records_of_an_older_krscale_changed_anywhere(
     name: str, number: int, storage: Path, drill: Drill
 ) -> None:
-    """Without the checksums by which any change of a newer one is found."""
+    """They lack the checksums by which any change of a newer record is found."""
     drill.must_hold("one error in krscale's own words for each, or it is read")
     case = (CASES | BINARY)[name]
     file = next(storage.glob(case.pattern))
@@ -295,7 +295,7 @@ def test_records_of_an_older_krscale_changed_anywhere(
 
 
 def kinds_of_entries(lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the first line of every kind of entry, and what it holds."""
+    """Yield the first line of every kind of entry, and its content."""
     seen: set[tuple[str, ...]] = set()
     for number, line in enumerate(lines):
         entry = json.loads(line)
@@ -306,7 +306,7 @@ def kinds_of_entries(lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def changed_entries(entry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield an entry of other fields, of every other kind, and of other fields within a field."""
+    """Yield the entry with changed fields, as every other kind, and changed within a field."""
     yield from damaged_json(entry)
     for kind in range(-1, 12):
         yield f"of kind {kind}", {**entry, "op_code": kind}
@@ -317,7 +317,7 @@ def changed_entries(entry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def test_entries_of_a_journal_without_checksums(storage: Path) -> None:
-    """Those of an older krscale: one changed in every way, all others as they were."""
+    """Change one entry of an older krscale's journal in every way, and leave all others."""
     case = BINARY["journal"]
     file = next(storage.glob(case.pattern))
     lines = re.sub(rb',"crc":\d+\}', b"}", file.read_bytes()).splitlines()
@@ -403,7 +403,7 @@ class TestJournal:
 
         path = self.journal(storage)
         content = path.read_bytes()
-        if not checksums:  # as versions before wrote it
+        if not checksums:  # as older versions wrote it
             content = re.sub(rb',"crc":\d+\}', b"}", content)
         lines = content.splitlines(keepends=True)
         at = len(lines) // 2
@@ -455,7 +455,7 @@ class TestJournal:
 
 
 def test_a_moved_folder_is_read_where_it_is(storage: Path, searched: Path) -> None:
-    """Nothing that is read names the storage in which it was made."""
+    """Paths that are read lie in the storage where the run is now, not where it was made."""
     run = storage / "small"
     assert read_experiment(run).storage_path == str(storage)
     assert str(searched) in (run / "experiment.json").read_text()

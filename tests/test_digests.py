@@ -1,4 +1,4 @@
-"""Digests by blocks: a block is compared before it is used, and once."""
+"""Digests by blocks: each block is compared once, before it is used."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The Dockerfile, as far as that is possible without Docker.
 
-What it copies is there, what it installs is pinned, and its pip steps work in a fresh environment.
+The files it copies exist, its packages are pinned, and its pip steps work in a fresh environment.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def test_nothing_runs_as_root() -> None:
 @pytest.mark.drill
 @pytest.mark.timeout(1800)
 def test_the_pip_steps_in_a_fresh_environment(drill: Drill, tmp_path: Path) -> None:
-    """In a folder that has what is copied and nothing else, then used away from it."""
+    """They run in a folder with only the copied files; krscale is then used in another folder."""
     drill.must_hold("the Dockerfile's pip steps install krscale, which then plans a job")
     build, environment = tmp_path / "build", tmp_path / "environment"
     build.mkdir()
@@ -129,7 +129,7 @@ def test_the_pip_steps_in_a_fresh_environment(drill: Drill, tmp_path: Path) -> N
 
 
 def _copy(source: Path, target: Path) -> None:
-    """COPY: a file into a folder, or what is in a folder into one."""
+    """Copy as COPY does: a file into a folder, or the contents of a folder into another."""
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     else:

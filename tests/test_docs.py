@@ -1,4 +1,4 @@
-"""The documents speak of what exists: modules, settings, files, headings."""
+"""The pages are up to date, their links lead to files and headings, and the site can be built."""
 
 import html
 import importlib.util
@@ -16,7 +16,7 @@ HEADING = re.compile(r"^#{1,6} +(.+?)\s*$", flags=re.M)
 
 
 def anchors(text: str) -> tuple[set[str], set[str]]:
-    """The anchors of a page's headings, as the site makes them and as a browser of sources does."""
+    """The anchors of a page's headings, as the site and as a browser of sources make them."""
     of_site, of_sources = [], []
     for heading in HEADING.findall(prose(text)):
         words = re.sub(r"\]\([^)]*\)|[`*\[]", "", html.unescape(heading))

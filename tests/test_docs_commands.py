@@ -34,7 +34,7 @@ def check(arguments: list[str]) -> None:
         return
     experiment = getattr(options, "experiment", None)
     shipped = experiment if experiment and (ROOT / experiment).is_file() else None
-    # A search is extended by +8; what that comes to depends on the run.
+    # `=+8` extends a search by 8. The sum depends on the run, so this checks `=8`.
     settings = [setting.replace("=+", "=") for setting in getattr(options, "set", [])]
     load(ROOT / shipped if shipped else None, settings)
 

@@ -1,8 +1,8 @@
-"""Every krscale command of every page is run, or stands in a list with the reason why not.
+"""Every krscale command of every page is run, or is listed with the reason why it is not.
 
-They run in this process, on a copy of the small finished run, in a folder with what the pages speak
-of: images, an experiment, a search space. A search is planned (`--dry-run`), as it takes minutes
-and a cluster; what trains one network trains a tiny one for one epoch.
+They run in this process, on a copy of the small finished run, in a folder with what the pages
+mention: images, an experiment, a search space. A search is only planned (`--dry-run`), as it takes
+minutes and a cluster; a command that trains one network trains a tiny one for one epoch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NOT_RUN = {
     "verify FOLDER": "the folder of an export; tests/cli/test_verify.py",
     "taps my.toml": "a teacher with weights; tests/cli/test_taps.py",
 }
-"""Commands that no test here runs, and why; where another one does, it is named."""
+"""Commands that are not run here, and why; if another test runs one, it is named."""
 
 PROGRAMS = {
     "git": "no network",
@@ -58,13 +58,13 @@ PROGRAMS = {
     "ray": "a cluster; tests/cluster/test_job_submit.py",
     "python": "tests/test_tutorials.py, tests/export/test_predict.py",
 }
-"""What else lines of a console begin with, and why it is not run here, or where it is."""
+"""Other programs in console lines, and why they are not run here, or which test runs them."""
 
 SMALL = (
     "tracking.enabled=false", "teacher.width=8", "teacher.num_epochs=1", "views.num_views=2",
     "ladder.capacities=['1/16','1/64']", "train.num_epochs=1",
 )  # fmt: skip
-"""The settings of the small finished run, whose data, teacher and store lie there already."""
+"""The settings of the small finished run, whose data, teacher and store exist already."""
 
 STANDS_FOR = {
     "RUN": "digits",
@@ -101,7 +101,7 @@ def runnable(arguments: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages speak of: runs, images, an experiment, a space."""
+    """A folder with what the pages mention: runs, images, an experiment, a space."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(finished_run.parent, folder / "runs")
     for name in ("digits", "other", "deeper", "with", "without"):

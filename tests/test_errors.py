@@ -1,4 +1,4 @@
-"""The words of errors: text that can be written down, and the first line of another error."""
+"""Texts of errors: encodable as UTF-8, and the first line of another error."""
 
 from __future__ import annotations
 

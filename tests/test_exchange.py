@@ -1,4 +1,4 @@
-"""A folder that is replaced is there at every moment."""
+"""A folder exists at every moment while it is replaced."""
 
 import sys
 from pathlib import Path

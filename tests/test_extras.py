@@ -1,4 +1,4 @@
-"""The core works without the rest, and whatever else is missing is named with its extra."""
+"""The core works alone, and an error names each missing package with its extra."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ CORE = {"torch", "numpy", "pyarrow", "pydantic"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "nvidia-ml-py": "pynvml"}
 
-# Everything of any extra is missing, as on a machine with the core alone.
+# All packages of the extras are missing, as on a machine with the core alone.
 WITHOUT = """
 import json, sys
 
@@ -96,7 +96,7 @@ def test_the_table_of_extras_is_that_of_the_project(extra: str) -> None:
 
 def test_everything_that_is_imported_is_of_the_core_or_of_an_extra() -> None:
     known = CORE | {package for packages in EXTRAS.values() for package in packages}
-    known |= set(sys.stdlib_module_names) | {"krscale", "typing_extensions"}  # pydantic's own
+    known |= set(sys.stdlib_module_names) | {"krscale", "typing_extensions"}  # pydantic needs it
     for file in (ROOT / "krscale").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             found = []

@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
     path = tmp_path / "folder"
     with new_folder(path) as folder:
         write_json(folder / "a.json", 1)
-    # The file inside is named, not the folder around it.
+    # The error names the file inside, not the folder around it.
     with pytest.raises(DiskFullError, match=r"b\.json: the disk is full"), new_folder(path) as new:
         write_atomic(new / "b.json", full)
     assert [file.name for file in path.iterdir()] == ["a.json"]

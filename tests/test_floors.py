@@ -1,4 +1,4 @@
-"""Imports point down as the contracts list, and the ground floor needs torch alone."""
+"""Imports point down as the contracts require, and the ground floor needs only torch."""
 
 import ast
 import json
@@ -16,9 +16,9 @@ FORBIDDEN = (
     *("rich", "safetensors", "filelock", "timm", "torchvision"),
 )
 
-# Imports modules while every import statement of krscale's own code is checked. Blocking the
-# packages altogether would not do: torch takes numpy where it finds it, and a package that torch
-# has imported is there for everyone.
+# Imports modules and checks every import statement of krscale's own code. Blocking the packages
+# altogether is no option: torch imports numpy if it is installed, and a package that torch has
+# imported is available to every module.
 IMPORTER = """
 import builtins, importlib, json, sys
 
@@ -118,7 +118,7 @@ def test_ground_floor_needs_torch_alone() -> None:
 
 
 def test_methods_need_torch_and_their_settings() -> None:
-    """Their settings are pydantic's, but only `krscale.config` knows that."""
+    """Their settings are pydantic models, but only `krscale.config` imports pydantic."""
     done = import_without(tuple(set(FORBIDDEN) - {"pydantic"}), *METHODS)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(METHODS) >= 14

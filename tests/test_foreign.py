@@ -1,4 +1,4 @@
-"""Reading what others wrote: pipes and devices, parsers' errors, texts that can be no path."""
+"""Reading foreign files: pipes and devices, errors of parsers, texts that cannot be paths."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPECIAL: list[Callable[[Path], object]] = [
 def test_what_is_no_file_is_never_opened(
     make: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     path = Path("a.pt").absolute()
     make(Path("a.pt"))
     assert not is_file(path)
@@ -145,7 +145,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_pointer_is_not_the_file(name: str, tmp_path: Path) -> None:
-    """As a clone of a repository without Git LFS has it in place of every large file."""
+    """A clone of a repository without Git LFS has such a pointer in place of every large file."""
     path = tmp_path / name
     path.write_text(POINTER)
     assert is_file(path)

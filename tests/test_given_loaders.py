@@ -1,4 +1,4 @@
-"""Which two loaders can train and judge a student."""
+"""Which pairs of loaders are accepted for training and validation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def cut(images: TensorDataset) -> Pairs:
 
 
 class Own:
-    """A loader of one's own, of which nothing is known."""
+    """A user's own loader, whose data set is unknown."""
 
     def __len__(self) -> int:
         return 3
@@ -80,7 +80,7 @@ class Own:
 
 
 class Named:
-    """Images by name."""
+    """A data set whose keys are texts."""
 
     def __len__(self) -> int:
         return len(IMAGES)
@@ -90,7 +90,7 @@ class Named:
 
 
 class OwnOrder(Sampler[int]):
-    """Of a sampler of one's own whose `indices` are no rows."""
+    """A user's own sampler whose `indices` are not numbers of rows."""
 
     def __init__(self, indices: Any) -> None:
         self.indices = indices

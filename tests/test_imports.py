@@ -79,7 +79,7 @@ def run(code: str, given: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def imported(body: list[ast.stmt]) -> Iterator[str]:
-    """Yield the modules that statements import at once, and what may be modules among the names."""
+    """Yield the modules that statements import when run, and names that may be modules."""
     for statement in body:
         if isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
@@ -95,7 +95,7 @@ def typing_only(statement: ast.stmt) -> bool:
 
 
 def others() -> list[str]:
-    """All that krscale imports: what those libraries change is theirs, and is left out."""
+    """All other modules that krscale imports; what these change is not krscale's doing."""
     found = {
         name
         for path in (ROOT / "krscale").rglob("*.py")

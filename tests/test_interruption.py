@@ -65,7 +65,7 @@ def test_what_was_begun_is_cleaned_up_though_the_same_signal_comes_twice(
         wait_for(process, "ready")
         process.send_signal(stop)
         wait_for(process, "cleaning")
-        # As a closing terminal does, or a scheduler that signals the group.
+        # Like a closing terminal, or a scheduler that signals the process group.
         process.send_signal(stop)
         out, err = process.communicate(timeout=30)
     assert out == "clean\n"
@@ -144,7 +144,7 @@ def test_a_signal_while_an_error_is_recorded_does_not_hide_it(ended: str) -> Non
 
 
 def test_a_signal_that_is_ignored_from_the_start_stays_ignored() -> None:
-    # As under `nohup`: the terminal closes, the search goes on.
+    # As under `nohup`: the terminal closes and the search continues.
     work = "def work(argv):\n    print('ready', flush=True)\n    return int(input())\n"
     with start(
         work, "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", stdin=subprocess.PIPE
@@ -169,7 +169,7 @@ def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
     terminal = os.ttyname(slave)
     code = (
         "import os, sys; from naps import sleep; from krscale.cli.common import run_command\n"
-        # The first terminal that the leader of a session opens is its own.
+        # The first terminal that a session leader opens becomes its controlling terminal.
         f"for each in (0, 1, 2): os.dup2(os.open({terminal!r}, os.O_RDWR), each)\n"
         f"{work}sys.exit(run_command(work, []))"
     )
@@ -178,7 +178,7 @@ def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.close(slave)
-        os.close(master)  # the window: the kernel sends SIGHUP to what runs in it
+        os.close(master)  # closes the window: the kernel sends SIGHUP to its processes
         assert process.wait(timeout=30) == 129
     assert clean.exists()
 
@@ -217,7 +217,7 @@ def test_rays_own_handler_of_sigterm_means_the_same() -> None:
         with pytest.raises(SystemExit), stop_signals(), own_exit_as_interrupt():
             raise SystemExit(2)
         assert received() is None
-        with pytest.raises(SystemExit), own_exit_as_interrupt():  # in a host's own program
+        with pytest.raises(SystemExit), own_exit_as_interrupt():  # in a user's own program
             raise SystemExit(signal.SIGTERM)
     finally:
         for each in CODES:
@@ -230,7 +230,7 @@ def test_handlers_are_as_before_once_the_work_is_done() -> None:
     before = {each: signal.getsignal(each) for each in CODES}
     with stop_signals():
         assert all(signal.getsignal(each) != before[each] for each in CODES)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as ray.init replaces it by its own
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # like ray.init, which sets its own handler
         interruption.listen_again()
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     assert {each: signal.getsignal(each) for each in CODES} == before

@@ -78,7 +78,7 @@ def test_imagenet_has_the_steps_of_the_batch_that_it_names() -> None:
 
 @pytest.mark.parametrize("job", FOLDERS)
 def test_a_job_says_how_it_is_submitted(job: str) -> None:
-    """The line is the README's, which tests/cluster/test_job_submit.py runs, with this job."""
+    """It is the README's command, which tests/cluster/test_job_submit.py runs, with this job."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     text = (ROOT / f"jobs/{job}.toml").read_text(encoding="utf-8")
     shown, there = (
@@ -108,7 +108,7 @@ def test_a_folder_that_is_there_is_not_written_into(
 @pytest.mark.drill
 @pytest.mark.cluster
 def test_a_search_of_the_folder_job(drill: Drill, images: Path, tmp_path: Path) -> None:
-    """The whole job on 48 images: search, finals, and the curve."""
+    """The whole job on 60 images: search, finals, and the curve."""
     drill.must_hold("jobs/image_folder.toml runs to its curve on a folder of JPEG files")
     drill.injected("a job on 60 JPEG files of many sizes", kind="load")
     settings = (*SMALL, f"data.path={str(images)!r}", f"storage_path={str(tmp_path)!r}")

@@ -1,4 +1,4 @@
-"""Packages that are commands, too, import what they offer only when it is used."""
+"""Packages that are also commands import what they offer only when it is used."""
 
 import importlib
 import json

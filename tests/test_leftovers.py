@@ -1,4 +1,4 @@
-"""What is left of a folder whose writer was killed goes; what is being written stays."""
+"""Leftovers of killed writers are removed; what is still being written stays."""
 
 from pathlib import Path
 from uuid import uuid4

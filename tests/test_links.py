@@ -25,7 +25,7 @@ PLACES = (
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder with a file, of somebody else."""
+    """Somebody else's folder with a file."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "precious.txt").write_text("precious\n")
     return tmp_path / "outside"

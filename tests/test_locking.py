@@ -1,4 +1,4 @@
-"""Locks where they cannot be made: what is whole is used without one."""
+"""Where no lock can be made, complete files are used without one."""
 
 import errno
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The losses for one's own loop: called alike, equal to the methods', with examples that run."""
+"""Losses for users' own loops: called alike, equal to the methods', with examples that run."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ OTHER_THAN_FLOATS = [
 def test_what_is_no_tensor_of_floats_is_refused(
     name: str, argument: int, other: Callable[[Tensor], Any]
 ) -> None:
-    """Classes in place of logits would be taken as numbers, and the imaginary part be dropped."""
+    """Class numbers would be used as logits, and an imaginary part would be dropped."""
     student, teacher, labels = example()
     maps_are_wanted = name in (*ON_STAGES, "fitnet")
     arguments: list[Any] = [maps(v) if maps_are_wanted else v for v in (student, teacher)]

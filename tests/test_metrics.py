@@ -1,4 +1,4 @@
-"""Metrics: what each one is, that today's keep every bit, and that a new one takes one entry."""
+"""Metrics: their values, bit for bit as before, and that a new one takes one entry."""
 
 import io
 from pathlib import Path
@@ -36,7 +36,7 @@ from krscale.training.loop import EVALUATION_BATCH_SIZE, evaluate
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    # More images than one batch of an evaluation.
+    # More images than one batch of an evaluation holds.
     config = DataConfig(val_fraction=0.49, test_fraction=0.01, source="glyphs")
     small = config.glyphs.model_copy(update={"num_train": 60, "num_val": 1500, "num_test": 60})
     return prepare_data(config.model_copy(update={"glyphs": small}), tmp_path_factory.mktemp("d"))
@@ -50,7 +50,7 @@ def model(dataset: Dataset) -> nn.Module:
 
 
 def test_accuracy_and_loss_have_every_bit_that_they_had(dataset: Dataset, model: nn.Module) -> None:
-    """The formula of the evaluation before metrics had a list, batch by batch."""
+    """Compare with the formula from before the list of metrics existed, batch by batch."""
     split = dataset.split("val")
     totals = torch.zeros(3, dtype=torch.float64)
     for first in range(0, len(split.labels), EVALUATION_BATCH_SIZE):
@@ -86,7 +86,7 @@ def test_top_five_says_nothing_of_five_classes() -> None:
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_sums_of_shares_are_the_sum_of_all(metric: Metric) -> None:
-    """Workers add what each of them sums up."""
+    """Workers add up the sums over their shares."""
     torch.manual_seed(1)
     logits, labels = torch.randn(50, 12), torch.randint(12, (50,))
     whole = metric.total(logits, labels)
@@ -102,7 +102,7 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.fixture
 def margin(monkeypatch: pytest.MonkeyPatch) -> Metric:
-    """A metric of a test's own: an entry, and nothing else."""
+    """A metric that a test adds with one entry."""
     metric = Metric("margin", "minimize", _margin, shown="number", breaks_ties=True)
     monkeypatch.setitem(METRICS, "margin", metric)
     return metric
@@ -119,7 +119,7 @@ def test_a_new_metric_is_evaluated(dataset: Dataset, model: nn.Module, margin: M
 
 
 def finish_all(found, values: list[dict[str, float]]) -> None:
-    """Run the first trials of the study plain@1/4 to these metrics."""
+    """Finish the first trials of the study plain@1/4 with these metrics."""
     for metrics in values:
         while isinstance(upcoming := found.next(), Assignment):
             of_study = upcoming.key.capacity == "1/4"

@@ -1,4 +1,4 @@
-"""Runs begun before a loss was changed: never continued with another loss without a word."""
+"""Runs begun before a loss was changed never silently continue with another loss."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_weight_that_was_set_is_the_sums(tmp_path: Path) -> None:
 
 
 def test_reading_an_older_run_gives_the_loss_it_had(tmp_path: Path) -> None:
-    """Students that are picked and trained again learn by what they were chosen for."""
+    """Picked students that are trained again use the loss with which they were chosen."""
     config = experiment(tmp_path, "plain", "at")
     begin_as_before(config, at_weight=37.0)
     read = read_experiment(config.run_path).distill
@@ -79,7 +79,7 @@ def test_runs_without_attention_transfer_just_go_on(tmp_path: Path, distill: Any
     config = experiment(tmp_path, "plain", "kr+dkd")
     uses = distill.get("method") == "at"
     begin_as_before(config, **distill)
-    if uses:  # `krscale distill` of it, in a folder of the same name
+    if uses:  # a run of `krscale distill` in a folder of the same name
         config = experiment(tmp_path, "plain", "kr+dkd", distill__method="at")
         with pytest.raises(UserError, match="at_reduction"):
             go_on(config)
@@ -142,7 +142,7 @@ def test_runs_without_kr_have_todays_defaults_and_go_on(tmp_path: Path) -> None:
 
 
 def test_fingerprints_of_the_first_formulation_stay() -> None:
-    """As they were at commit 256c94d."""
+    """The values are those of commit 256c94d."""
     first = [f"distill.{name}={value}" for name, value in FORMER_OF_KR.items()]
     first.append(f"distill.kr_weight={FORMER_WEIGHT}")
     assert load(None, first).fingerprint() == "8bf8a494dc9634ac"

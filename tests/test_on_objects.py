@@ -237,7 +237,7 @@ def test_a_wrong_batch_of_validation_is_said(teacher: nn.Module) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_images_that_are_no_numbers_are_said(value: float, teacher: nn.Module) -> None:
-    """Their logits are NaN, of which the largest is the first class: right for a third of them."""
+    """Their logits are NaN, whose argmax is the first class: right for a third of them."""
     images, labels = pairs(1)[0]
     for damaged in (torch.full_like(images, value), images.index_fill(0, torch.tensor([7]), value)):
         wrong = [*pairs(1), (damaged, labels)]
@@ -246,13 +246,13 @@ def test_images_that_are_no_numbers_are_said(value: float, teacher: nn.Module) -
             distil(teacher, data=(pairs(0), wrong))
         with pytest.raises(UserError, match=f"^train_loader: {said}"):
             distil(teacher, data=([*pairs(0), (damaged, labels)], pairs(1)))
-        # Beyond what the teacher is measured on.
+        # The damaged images are beyond those on which the teacher is measured.
         with pytest.raises(UserError, match="val/loss is not finite after epoch 1"):
             distil(teacher, data=(pairs(0), wrong), max_images=100)
 
 
 class StreamWithLength(IterableDataset[tuple[Tensor, Tensor]]):
-    """Images one after another, and how many there are."""
+    """A stream of images with a length."""
 
     def __len__(self) -> int:
         return 120
@@ -268,9 +268,9 @@ def test_a_stream_that_knows_its_length_is_a_loader(teacher: nn.Module) -> None:
 
 
 class Counted:
-    """A loader that is read so often, and then gives nothing more; its length may be another."""
+    """A loader that gives batches `times` times and then none; its `length` may be wrong."""
 
-    num_workers = None  # as loaders of other libraries have it
+    num_workers = None  # as in loaders of other libraries
 
     def __init__(self, times: int, length: int = 3) -> None:
         self.times, self.length = times, length

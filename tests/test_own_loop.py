@@ -19,7 +19,7 @@ LIBRARIES = ("lightning", "accelerate")
 
 
 def given(tmp_path: Path) -> dict[str, Any]:
-    """What the document says that its reader has."""
+    """Return what the page assumes that its reader has."""
     torch.manual_seed(0)
     labels = torch.arange(60) % 3
     images = torch.randn(60, 1, 12, 12) * 0.3 + labels.view(-1, 1, 1, 1)
@@ -62,7 +62,7 @@ def test_examples_that_need_torch_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled = []
-    # The example's compiler would take half a minute; what is compiled is tested in tests/kr.
+    # The example's compiler would take half a minute; tests/kr tests compiled networks.
     monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
     names = given(tmp_path)
     for block in BLOCKS:

@@ -1,4 +1,4 @@
-"""Batch norms of a class of their own, which no norm over several workers can stand for."""
+"""Batch norms of custom classes, which a norm over several workers may not be able to replace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from krscale.parallel import Workers
 
 
 class WithActivation(nn.BatchNorm2d):
-    """As timm's `BatchNormAct2d`: the norm, then dropout and an activation."""
+    """Like timm's `BatchNormAct2d`: the norm, then dropout and an activation."""
 
     def __init__(self, num_features: int, act: nn.Module, drop: nn.Module) -> None:
         super().__init__(num_features)
@@ -30,7 +30,7 @@ class WithActivation(nn.BatchNorm2d):
 
 
 class Doubled(nn.BatchNorm2d):
-    """Computes what none of its modules does."""
+    """Computes more than the norm and its modules do."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -41,21 +41,21 @@ class Doubled(nn.BatchNorm2d):
 
 
 class InFp32(nn.BatchNorm2d):
-    """Computes what torch's does."""
+    """Computes the same as torch's norm."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.float()).to(input.dtype)
 
 
 class OfOneSample(nn.BatchNorm1d):
-    """Normalises each sample by itself in training, and as torch's in evaluation."""
+    """Normalises each sample separately in training, and like torch's norm in evaluation."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, input.shape[1:]) if self.training else super().forward(input)
 
 
 class OfOwnStatistics(nn.BatchNorm2d):
-    """Gives what torch's does in training, and keeps biased variances for the evaluation."""
+    """Like torch's norm in training, but keeps biased variances for the evaluation."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -69,7 +69,7 @@ class OfOwnStatistics(nn.BatchNorm2d):
 
 
 class OfPositions(nn.BatchNorm1d):
-    """Computes what torch's does, and takes `[B, C, L]` alone; keeps what cannot be copied."""
+    """Like torch's norm, but takes only `[B, C, L]`, and has attributes that cannot be copied."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -153,7 +153,7 @@ def test_what_a_user_hooked_to_a_norm_is_not_run() -> None:
 
 
 class WithMore(nn.BatchNorm2d):
-    """Has what torch's does not have, under a name that the shared norm might have."""
+    """Has members that torch's norm lacks, under names that the shared norm may use."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
@@ -166,7 +166,7 @@ class WithMore(nn.BatchNorm2d):
 
 
 def test_a_shared_norm_has_all_that_the_norm_had(one_worker: Workers) -> None:
-    """Else the weights do not load into the network as it was, which is noticed last."""
+    """Otherwise the weights do not load into the original network, which shows only at the end."""
     norm = WithMore(3)
     shared = convert_batch_norm(nn.Sequential(norm), Workers(0, 2))
     names = [f"0.{name}" for name in norm.state_dict()]
@@ -177,7 +177,7 @@ def test_a_shared_norm_has_all_that_the_norm_had(one_worker: Workers) -> None:
 
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    monkeypatch.setattr(batch_norm, "all_reduce", lambda tensor: tensor)  # the sum over one
+    monkeypatch.setattr(batch_norm, "all_reduce", lambda tensor: tensor)  # the sum over one worker
     return Workers.alone()
 
 

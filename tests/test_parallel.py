@@ -41,7 +41,7 @@ NORMS = {
     "no_running": (lambda: nn.BatchNorm2d(3, track_running_stats=False), (6, 3, 2, 2), 3),
     "offset": (lambda: nn.BatchNorm2d(3, eps=1e-3), (8, 3, 4, 4), 3),
 }
-# Samples of each of the three steps; the last batches leave shares uneven, or empty.
+# Samples in each of the three steps; the last batches give uneven or empty shares.
 TRAININGS = {"even": (6, 6, 6), "uneven": (6, 6, 5), "single": (6, 6, 1)}
 
 
@@ -49,7 +49,7 @@ def _whole_batch(name):
     _, shape, _ = NORMS[name]
     torch.manual_seed(3)
     offset = 1000.0 if name == "offset" else 2.0
-    # Workers see different means, so that statistics of one alone would be wrong.
+    # The means differ between workers, so that the statistics of one alone would be wrong.
     drift = torch.linspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
     return torch.randn(shape) * 1.5 + drift + offset, torch.randn(shape)
 
@@ -64,7 +64,7 @@ def _norm(name):
 
 
 def _run_norm(norm, inputs, upstream):
-    """Two training steps and one evaluation; all that could differ."""
+    """Return all that can differ after two training steps and one evaluation."""
     inputs = inputs.clone().requires_grad_()
     outputs = [norm(inputs), norm(inputs * 0.5 + 1)]
     sum((output * upstream).sum() for output in outputs).backward()
@@ -123,7 +123,7 @@ def _work(rank, folder):
     loop.EVALUATION_BATCH_SIZE = 8  # the first worker has two batches, the second one
     results["judged"] = judged_without_running_statistics(workers, Path(folder) / "cache")
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still talks to it
+    dist.barrier()  # neither process ends while the other still communicates with it
     dist.destroy_process_group()
 
 
@@ -227,7 +227,7 @@ class TestTwoProcesses:
         self, results, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(loop, "EVALUATION_BATCH_SIZE", 16)
-        order = [*range(8), *range(9, 17), 8]  # as the two share them: 8 and 8, then 1
+        order = [*range(8), *range(9, 17), 8]  # the batches of both workers: 8 and 8, then 1
         expected = judged_without_running_statistics(Workers.alone(), tmp_path, order)
         for result in results:
             assert result["judged"] == pytest.approx(expected, rel=1e-5)
@@ -247,13 +247,13 @@ class TestTwoProcesses:
 
     def test_kr_in_ones_own_loop_equals_one_process(self, results):
         first, second = (result["kr"] for result in results)
-        # Probes, gains and heads are the first worker's, though each has read other images.
+        # Both have the first worker's probes, gains and heads, though each read other images.
         for one, other in zip(first["state"], second["state"], strict=True):
             assert torch.equal(one, other)
         expected = gradients_of_one()
         for found in (first, second):
             torch.testing.assert_close(found["gradients"], expected, rtol=1e-4, atol=1e-5)
-        # Alone, untaught heads have no gradient; DistributedDataParallel needs one, and has 0.
+        # On one worker, untrained heads have no gradient; DistributedDataParallel needs one: 0.
         expected = gradients_of_one(progress=1.0)
         for found in (first, second):
             of_student, of_heads = found["late"][: len(expected)], found["late"][len(expected) :]
@@ -296,7 +296,7 @@ class TestNumPartsOf:
     def test_no_part_is_of_a_single_sample_where_one_worker_has_none_of_it(
         self, batch_size, world_size, wanted
     ):
-        """9 samples of 4 workers in 4 parts: the third held one sample, of the first worker."""
+        """With 9 samples, 4 workers and 4 parts, part 3 held one sample, the first worker's."""
         number = num_parts_of(batch_size, world_size, wanted)
         assert 1 <= number <= wanted
         parts = [0] * number
@@ -306,7 +306,7 @@ class TestNumPartsOf:
                 first, last = share_of(stop - start, part, number)
                 parts[part] += last - first
         assert sum(parts) == batch_size
-        # What is refused before the first step, whatever the number of workers.
+        # Other batches are refused before the first step, whatever the number of workers.
         if BatchSizes(batch_size, batch_size, wanted).smallest > 1:
             assert min(parts) > 1
         if batch_size >= world_size * wanted:
@@ -317,7 +317,7 @@ class TestNumPartsOf:
 
 
 def test_torchs_own_norm_of_all_workers_still_takes_no_tensors_on_the_cpu(results):
-    """Once it does, `convert_batch_norm` gives a reason that holds no more."""
+    """Once it does, the reason that `convert_batch_norm` gives is outdated."""
     assert all("to be on GPU" in of_worker["torch's own"] for of_worker in results)
 
 

@@ -33,7 +33,7 @@ plain = st.recursive(
 @given(plain, st.sampled_from(PROTOCOLS))
 def test_plain_values_are_read_as_python_reads_them(value, protocol):
     content = pickle.dumps(value, protocol)
-    # By their text: of floats, NaN is not equal to itself, and 1 is not True.
+    # Compare the texts: NaN is not equal to itself, and 1 == True.
     assert repr(read(content)) == repr(pickle.loads(content))
 
 

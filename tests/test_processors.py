@@ -59,7 +59,7 @@ def test_one_failure_fails_the_whole(
         return run([sys.executable, "-c", fake, failing.lower()], **options)
 
     monkeypatch.setattr(processors.subprocess, "run", pytest_of)
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # the caller's own does not leak
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # the caller's own value must not leak
     everything = {setting.needs: True for setting in processors.SETTINGS}
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: everything, raising=False)
     monkeypatch.setattr(processors.os, "cpu_count", lambda: 2)

@@ -71,8 +71,8 @@ def test_the_view_fits_and_shows_every_study(width, encoding):
     assert "search" in lines[0]
     assert "48/132" in lines[0]
     assert "48/132 trials, 24 pruned, 12 failed, 12/16 workers busy" in lines
-    # 6 trials of each of the 12 studies are to be started, 40 s each, on 16 workers; what runs has
-    # run for longer.
+    # 6 trials of each of the 12 studies have yet to start, 40 s each, on 16 workers; the running
+    # ones have run for longer.
     assert "elapsed 33:00, about 3:00 left" in lines
     # 160 s of each study, while 0, 1, ... 11 others ran; then 12 trials for a minute.
     assert "worker time 3:40:00 spent, about 48:00 more" in lines
@@ -106,7 +106,7 @@ def test_worker_time_is_that_of_all_workers_together():
     progress.trial_ended(("kr", "1/4"), "COMPLETE", 0.8)
     clock.now += 5
     assert progress.worker_seconds() == pytest.approx(25)
-    # Both were the first of their workers: how long those took to start is not known.
+    # Both were the first trials of their workers, whose start-up time is not known.
     text = shown(progress, 60)
     assert "worker time 0:25 spent\n" in text
     assert "estimating the time left" in text
@@ -293,7 +293,7 @@ def test_in_a_real_terminal_stdout_holds_only_what_is_printed_to_it():
 def read(terminal):
     try:
         return os.read(terminal, 65536)
-    except OSError:  # Linux says EIO when the other side is closed
+    except OSError:  # EIO on Linux when the other side is closed
         return b""
 
 

@@ -1,4 +1,4 @@
-"""A run cannot be called what its storage needs itself."""
+"""A run cannot have a name that its storage needs itself."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_at_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.timeout(240)
 def test_whatever_a_storage_gets_beside_its_runs_is_reserved(tmp_path: Path) -> None:
-    """A file that is new there is to be added to the names."""
+    """If a storage gets a new file, its name must be added to the reserved ones."""
     search(tmp_path / "storage", "search.trials_per_size=1")
     found = {path.name for path in (tmp_path / "storage").iterdir()} - {"small"}
     assert {"cache", "mlflow.db"} <= found

@@ -1,4 +1,4 @@
-"""Names of strangers where people read them: terminal, errors, CSV, MLflow, HTML."""
+"""Untrusted names where people read them: terminal, errors, CSV, MLflow, HTML."""
 
 from __future__ import annotations
 

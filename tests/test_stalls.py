@@ -1,4 +1,4 @@
-"""Which trials hang, by a clock of the test's own."""
+"""Which trials hang, by a simulated clock."""
 
 import pytest
 
@@ -22,7 +22,7 @@ class Clock:
 
 
 def look_on(watch: StallWatch, clock: Clock, seconds: float, sign: Sign) -> dict[str, float]:
-    """Look once a second for so long at one trial, whose sign stays; return what hangs at last."""
+    """Check one trial with a constant sign once a second; return what hangs at the end."""
     found: dict[str, float] = {}
     for _ in range(round(seconds)):
         clock.now += 1.0

@@ -1,4 +1,4 @@
-"""Commands that are told to stop: what they leave, and that the same command goes on from there."""
+"""Commands that are stopped: what they leave, and that the same command goes on from there."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ SLOW_TEACHER = ("teacher.num_epochs=2000",)
 
 @pytest.fixture
 def storage(tmp_path: Path, empty_database: Path) -> Path:
-    """A storage with an MLflow database, as every one after its first run."""
+    """A storage with an MLflow database, as every storage has after its first run."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     return tmp_path
 
 
 def _heed_interrupts() -> None:
-    """Undo what a shell does to a test run in the background, whose processes ignore SIGINT."""
+    """Restore SIGINT, which processes ignore if a shell started the tests in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -82,14 +82,14 @@ class Command:
             raise AssertionError(f"not ended after {seconds} s\n{self.text}") from None
         assert code == 128 + stop, self.text
         by = "" if stop is signal.SIGINT else f" by {stop.name}"
-        # A server that does not answer may be given up afterwards, with a line of its own.
+        # If a server does not answer, a further line may say that it is given up.
         assert MESSAGE.format(by=by) in self.text.splitlines(), self.text
         assert "Traceback" not in self.text
         assert "***" not in self.text, "Ray's own report of a fatal signal"
         return self.text
 
     def left_processes(self) -> str:
-        """Processes of the session that outlive the command by a few seconds, but for dead ones."""
+        """Processes of the session that outlive the command by about 10 s, except zombies."""
         left: list[str] = []
         for _ in range(50):
             command = ["ps", "-o", "stat=,pid=,args=", "-s", str(self.process.pid)]
@@ -113,7 +113,7 @@ def mlflow_states(storage: Path) -> list[tuple[str, str]]:
 
 
 def recorded_epochs(storage: Path) -> list[int]:
-    """Epochs of which MLflow has a training loss, as often as it has one."""
+    """Epochs of all training losses in MLflow, with repetitions."""
     with sqlite3.connect(storage / "mlflow.db") as database:
         found = database.execute("select step from metrics where key = 'train/loss' order by step")
         steps = [int(step) for (step,) in found]
@@ -122,11 +122,11 @@ def recorded_epochs(storage: Path) -> list[int]:
 
 
 class SeenError(Exception):
-    """Ends a search that has been looked at."""
+    """Ends a search that has been inspected."""
 
 
 def look(ladder: Ladder, continued: list[str]) -> None:
-    """Keep from which trial's checkpoint the next one goes on, and stop."""
+    """Record from which trial's checkpoint the next one goes on, and stop."""
     upcoming = ladder.next()
     assert isinstance(upcoming, Assignment)
     continued.append(upcoming.continues)
@@ -200,7 +200,7 @@ def test_teach_is_stopped_before_there_is_any_ray(
     drill.held("one line, no process")
 
 
-# The suite has the interruption in its own process: runs/test_distill,
+# The suite tests the interruption in its own process: tests/runs/test_distill.py,
 # test_interrupted_training_goes_on_to_the_same_weights.
 @pytest.mark.drill
 @pytest.mark.parametrize(
@@ -218,7 +218,8 @@ def test_a_single_student_is_kept_and_marked(
     workers = (f"train.num_workers={num_workers}", "cluster.num_cpus=2")
     settings = ("distill.capacity=1/16", f"train.num_epochs={num_epochs}", *workers)
     command = Command("distill", storage, *settings)
-    # Of the first epoch. Its line comes after 5 seconds, when a fast machine has made all of them.
+    # The first epoch's checkpoint. Its line comes only after 5 seconds, when a fast machine has
+    # finished all epochs.
     command.wait_until(lambda: any(storage.glob("stopped-*/**/manifest.json")))
     command.stop(stop)
     assert mlflow_states(storage) == [("FAILED", "interrupted")]

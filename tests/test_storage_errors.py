@@ -1,4 +1,4 @@
-"""What is said where storage cannot be written, whoever raised it: the writers themselves."""
+"""Messages where storage cannot be written, for every writer and every kind of error."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The time left of simulated searches: within a factor of two from a tenth of the work on."""
+"""The estimated time left of simulated searches: within a factor of two once a tenth is done."""
 
 import heapq
 import itertools
@@ -20,16 +20,16 @@ class Search:
 
     Attributes:
         seconds: Capacity -> seconds of a whole training, largest first.
-        methods: Name -> how many times as long its trainings take.
-        trials: Of each study, and `finals` after them.
-        epochs: Of a whole training; a report holds `epochs_per_report` of them.
+        methods: Name -> factor on the seconds of its trainings.
+        trials: Trials of each study; `finals` follow them.
+        epochs: Epochs of a whole training; a report holds `epochs_per_report` of them.
         stopped: Share of the trials, after the first three of a study, that early stopping ends.
-        stopped_at: After which share of their epochs.
-        expected: Share of its epochs that a trial is expected to get; not what it gets.
+        stopped_at: Share of their epochs after which they are stopped.
+        expected: Share of its epochs that a trial is expected to get; it may get another share.
         workers: Trials that run at once.
         overhead: Seconds of a trial beside its epochs.
         noise: Relative differences between trainings of a study.
-        flops: Power of the seconds that FLOPs are; None where they are not known.
+        flops: Exponent, so that FLOPs are `seconds**flops`; None where FLOPs are not known.
         before: Trials of each study that an earlier start has done.
     """
 
@@ -54,7 +54,7 @@ class Search:
 
 
 class Play:
-    """A search that runs on a clock of its own."""
+    """A search that runs on a simulated clock."""
 
     def __init__(self, search: Search, draw: random.Random) -> None:
         self.search, self.draw = search, draw
@@ -97,7 +97,7 @@ class Play:
         ]
 
     def happen(self) -> None:
-        """The next event: a report, whose epochs are told one after another, or an end (0)."""
+        """Handle the next event: a report, epoch by epoch, or the end of a trial (epoch 0)."""
         at, _, epoch, study, name, final = heapq.heappop(self.events)
         if epoch:
             for one in range(epoch - (epoch - 1) % self.search.epochs_per_report, epoch + 1):
@@ -160,7 +160,7 @@ class Play:
 
 EQUAL = dict.fromkeys(("1/4", "1/16", "1/64"), 6.0)
 UNEQUAL = {"1/4": 40.0, "1/16": 15.0, "1/64": 5.0, "1/256": 2.0}
-"""Twenty-fold, the largest first."""
+"""Seconds that differ by a factor of twenty, the largest first."""
 HALF = {"stopped": 0.5, "expected": 0.6, "trials": 16}
 MOST = {"stopped": 0.8, "expected": 0.6, "trials": 24}
 SEARCHES = {
@@ -203,7 +203,7 @@ def test_within_a_factor_of_two_once_a_tenth_is_done(name: str, seed: int) -> No
     series = SEARCHES[name].play(seed)
     late = [entry for entry in series if entry[1] >= 0.1]
     assert len(late) > 50
-    # Of the last moments no factor can be told: what looks like 3 s may be 1 s.
+    # Close to the end no factor holds: an estimate of 3 s may be 1 s in truth.
     whole = series[0][0]
     end = 0.02 * whole + 2.0
     wrong = [
@@ -212,7 +212,7 @@ def test_within_a_factor_of_two_once_a_tenth_is_done(name: str, seed: int) -> No
         if estimate is None or not truth / 2 - end <= estimate <= 2 * truth + end
     ]
     assert not wrong, (len(wrong), len(late), wrong[:5])
-    # What is shown before is not far off, and the time left hardly ever grows.
+    # Earlier estimates are not far off, and the time left hardly ever grows.
     for truth, _, estimate in series:
         assert estimate is None or truth / 2.5 - end <= estimate <= 2.5 * truth + end
     shown = [estimate for _, _, estimate in late if estimate is not None]
@@ -228,7 +228,7 @@ def test_nothing_is_told_before_there_is_enough_to_go_by() -> None:
 
 
 def test_the_start_of_workers_is_no_pace() -> None:
-    """The case that was seen: 28 minutes left, of a run of three."""
+    """An observed case: 28 minutes left, in a run of three minutes."""
     left = TimeLeft({("kr", "1/4"): 200}, Workload())
     for number in range(2):
         left.started(("kr", "1/4"), f"{number}", 0.0, final=False)
@@ -248,7 +248,7 @@ def test_what_an_interrupted_trial_tells_at_once_is_no_pace() -> None:
     study = ("kr", "1/4")
     left = TimeLeft({study: 10}, Workload(num_epochs=20))
     left.started(study, "first", 0.0, final=False)
-    for epoch in range(1, 11):  # of before, in one report
+    for epoch in range(1, 11):  # from before the interruption, in one report
         left.reported(study, "first", epoch, 9.0)
     for epoch in range(11, 21):
         left.reported(study, "first", epoch, 9.0 + 2.0 * (epoch - 10))
@@ -301,7 +301,7 @@ def test_a_size_that_was_not_seen_is_between_a_like_time_and_one_by_its_flops() 
     for epoch in range(1, 11):
         left.reported(("plain", "1/4"), "a", epoch, float(epoch))
     left.ended(("plain", "1/4"), "a", 10.0, counts=True)
-    # 9 of 10 s each, and 10 of a quarter of it: the root of a sixteenth.
+    # 9 trainings of 10 s, and 10 of a quarter of that: the root of a sixteenth of the FLOPs.
     assert left.seconds(10.0, 1) == pytest.approx(90 + 25)
 
 

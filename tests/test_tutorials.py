@@ -1,4 +1,4 @@
-"""What the tutorials tell their readers to write and to run does what they say."""
+"""What the tutorials tell their readers to write and run does what the pages promise."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_experiment_on_own_images_is_ready_to_run(
     assert "The teacher is best as the experiment has it, or nearly so" in capsys.readouterr().out
     assert main(["tune", "my.toml", "--dry-run"]) == 0
     assert "6 studies x 4 trials" in capsys.readouterr().out
-    # As the page says: without its preprocessing, it is said what to write.
+    # As the page says: without the preprocessing, the command prints what to write.
     experiment = (own_images / "my.toml").read_text(encoding="utf-8")
     (own_images / "other.toml").write_text(
         re.sub(r"\[teacher\.preprocessing\]\n(?:\w.*\n)+", "", experiment), encoding="utf-8"

@@ -24,7 +24,7 @@ LIMIT, LIMIT_OF_ARCHIVE = 2_500_000, 1_000_000
 def uploaded(folder: Path, archive: Path) -> dict[str, int]:
     """Return name and size of every file that Ray packs; it packs without compression.
 
-    Not folders: of one that is left out, Ray packs the name, if nothing is in it.
+    Folders are not returned: Ray packs the name even of an excluded folder, if it is empty.
     """
     environment = yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text(encoding="utf-8"))
     _zip_files(str(folder), environment["excludes"], str(archive), include_gitignore=True)

@@ -39,7 +39,7 @@ def run(code: str, **own: str) -> "subprocess.CompletedProcess[str]":
 
 
 def spins(code: str, **own: str) -> int:
-    """Return how often a waiting thread looks again before it sleeps, as torch's OpenMP read it."""
+    """Return how often a waiting thread spins before it sleeps, as torch's OpenMP reports it."""
     found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", run(code, **own).stderr)
     if found is None:
         pytest.skip("this torch was built with another OpenMP than GNU's")

@@ -1,4 +1,4 @@
-"""YAML of strangers, whose tags name functions that its readers call: krscale reads none."""
+"""Untrusted YAML, whose tags name functions that YAML readers call: krscale reads no YAML."""
 
 from __future__ import annotations
 

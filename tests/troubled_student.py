@@ -1,6 +1,6 @@
-"""A student that meets trouble while it trains, as its option `fate` says; calm by default.
+"""A student that fails in training as its option `fate` selects; by default it does not fail.
 
-Each training notes the threads of its process in `folder`.
+Each training writes the numbers of threads of its process into `folder`.
 """
 
 import json
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from krscale.models.resnet import resnet
 
 SECONDS_OF_A_STEP = 0.02
-"""Of what is to be killed: an epoch of digits, 17 steps, then takes a third of a second, and a
-trial has kept a checkpoint before its fourth."""
+"""For students that are to be killed: an epoch of digits, 17 steps, then takes a third of a
+second, and a trial has written a checkpoint before its fourth epoch."""
 STEPS_BEFORE_DEATH = 3 * 17 + 5
 BYTES_OF_A_STEP = 100_000_000
-"""Of what grows."""
+"""Bytes that each step of a growing student allocates."""
 SLOW_SECONDS = 0.3
 
 
@@ -44,7 +44,7 @@ class Troubled(nn.Module):
         return self.net(images)
 
     def _meet_fate(self) -> None:
-        if self.fate.startswith("second "):  # on the second worker of a trial alone
+        if self.fate.startswith("second "):  # only on the second worker of a trial
             if not (dist.is_initialized() and dist.get_rank() == 1):
                 return
             self.fate = self.fate.removeprefix("second ")

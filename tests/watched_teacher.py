@@ -1,4 +1,4 @@
-"""A teacher that refuses to exist inside a Ray worker: trials must never need it."""
+"""A teacher that fails inside a Ray worker: trials must never need it."""
 
 import sys
 from typing import Any

@@ -138,8 +138,8 @@ def test_no_refusal_quotes_one(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = overrides(*SETTINGS, f"storage_path={tmp_path}", setting)
-    call(monkeypatch, "tune", *settings, "--dry-run")
-    call(monkeypatch, "tune", *settings, "--quiet")
+    assert call(monkeypatch, "tune", *settings, "--dry-run") == 2
+    assert call(monkeypatch, "tune", *settings, "--quiet") == 2
     out, err = capfd.readouterr()
     assert CANARY not in out + err
     assert leaks(tmp_path) == []

@@ -84,6 +84,12 @@ def test_every_experiment_is_one(document: Path) -> None:
         check_toml(block)
 
 
+@pytest.mark.parametrize("language", ["python", "toml", "console"])
+def test_the_pages_have_examples_in_each_language(language: str) -> None:
+    """Otherwise the tests above would pass although they find no block."""
+    assert sum(len(blocks(page.read_text(encoding="utf-8"), language)) for page in CURRENT) > 5
+
+
 def test_commands_are_found_wherever_they_stand() -> None:
     text = """Inline `krscale pick digits` and `krscale_other x`, and `krscale ui`.
 

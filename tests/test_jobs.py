@@ -51,7 +51,7 @@ def test_synthetic_images_are_the_same_every_time_and_of_many_sizes(
     assert min(map(min, sizes)) >= load(ROOT / "jobs/imagenet_resnet.toml").data.files.image_size
 
 
-def test_classes_differ_and_look_as_photographs_do() -> None:
+def test_images_of_two_classes_differ() -> None:
     draw = script("synthetic_images").draw
     first, second = (
         np.asarray(draw(label, 4, np.random.default_rng(0)), dtype=float) for label in (0, 1)
@@ -70,7 +70,7 @@ def test_jobs_on_folders_are_planned(job: str, images: Path) -> None:
     assert f"auto: {resolve_precision('auto', Workers.alone(device))}" in precision
 
 
-def test_imagenet_has_the_steps_of_the_batch_that_it_names() -> None:
+def test_imagenet_computes_its_batch_in_equal_parts() -> None:
     train = load(ROOT / "jobs/imagenet_resnet.toml").train
     assert train.global_batch_size % train.gradient_accumulation == 0
     assert train.gradient_accumulation > 1

@@ -75,7 +75,7 @@ def test_reading_an_older_run_gives_the_loss_it_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("distill", [{}, {"at_weight": 10.0}, {"method": "at"}])
-def test_runs_without_attention_transfer_just_go_on(tmp_path: Path, distill: Any) -> None:
+def test_only_runs_with_attention_transfer_are_refused(tmp_path: Path, distill: Any) -> None:
     config = experiment(tmp_path, "plain", "kr+dkd")
     uses = distill.get("method") == "at"
     begin_as_before(config, **distill)

@@ -11,7 +11,7 @@ from typing import Any
 import claims
 import pytest
 from benchmarks.claims_records import record
-from parts.claims import kept, searching
+from parts.claims import kept
 from parts.claims.families import ABLATIONS, FAMILIES, KR, OPPONENTS, QUICK, Family
 from parts.claims.gathering import followers, gather
 from parts.claims.kept import Kept, find_kept
@@ -170,7 +170,6 @@ def test_from_searches_to_the_page(
     searched.clear()
     assert claims.run(command) == 0
     assert searched == []
-    assert searching.search is not search
 
 
 def test_winners_that_no_search_traced_are_trained_again_for_c1(

@@ -168,8 +168,7 @@ def test_missing_experiment_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_granularity_beyond_the_taps(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     error = refuse(capsys, "distill", tmp_path, "distill.granularity=40")
-    assert "granularity" in error
-    assert "6" in error
+    assert "granularity 40 is out of range: the teacher has 6 taps" in error
 
 
 @pytest.mark.parametrize("content", ["text", "list", "other model"])
@@ -205,8 +204,8 @@ def test_teacher_file_with_code_is_not_run(
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.zeros(1797, dtype=np.int64), "class"),
-        (np.full(1797, 12), "12"),
+        (np.zeros(1797, dtype=np.int64), "9 of 10 classes have no training image"),
+        (np.full(1797, 12), "the label 12 is out of range"),
         (np.zeros(0, dtype=np.int64), "no images"),
     ],
 )
@@ -228,5 +227,4 @@ def test_data_that_cannot_be_learned_from(
 
 
 def test_errors_are_user_errors_not_assertions() -> None:
-    assert issubclass(UserError, Exception)
     assert not issubclass(UserError, ValueError), "a command must not swallow defects with mistakes"

@@ -42,7 +42,8 @@ def test_where_a_group_of_workers_listens(
         found = {c.laddr.ip for c in connections if c.laddr.port == port and c.status == "LISTEN"}
     finally:
         dist.destroy_process_group()
-    assert found == ({"127.0.0.1"} if ours else {"::"})
+    everywhere = ({"::"}, {"0.0.0.0"})  # the second on a machine without IPv6
+    assert (found == {"127.0.0.1"}) if ours else (found in everywhere)
 
 
 def test_ray_train_sets_up_workers_so(monkeypatch: pytest.MonkeyPatch) -> None:

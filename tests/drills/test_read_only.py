@@ -66,6 +66,5 @@ def test_commands_on_read_only_storage(
         assert code in (0, 2), (arguments, said)
         assert code == 0 or said.count("krscale: error: ") == 1, (arguments, said)
         assert code == 0 or "read-only" in said.lower(), (arguments, said)
-        print(code, arguments[0], said)
     assert [found[" ".join(arguments)][0] for arguments in readers] == [0, 0, 0, 0], found
     drill.held(f"{len(writers)} commands that write, {len(readers)} that read")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from krscale.config import Experiment
+from krscale.errors import UserError
 from krscale.search.space.check import fitting_space
 from krscale.search.space.notes import notes_on_space
 from krscale.search.space.space import SearchSpace
@@ -13,6 +15,8 @@ from krscale.search.studies.samplers import check_sampler, num_planned
 from krscale.search.studies.size_resolver import StudentSizeResolver
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize
+from krscale.storage.objects import check_scheme
+from krscale.tracking.address import resolve_address
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,36 @@ class CheckedSearch:
     def notes(self) -> list[str]:
         """Notes on the space for the user, one line each."""
         return notes_on_space(self.space, self.planned)
+
+
+def check_settings(experiment: Experiment) -> None:
+    """Check what can be checked before data is read, without a connection to anything.
+
+    Raises:
+        UserError: If the storage's URI or MLflow's could never work, or if the workers of a trial
+            would share a GPU.
+    """
+    check_scheme(experiment.storage_path)
+    resolve_address(experiment.tracking.uri, experiment.run_path.absolute().parent)
+    refuse_shared_gpus(experiment)
+
+
+def refuse_shared_gpus(experiment: Experiment) -> None:
+    """Refuse workers of one trial that would share a GPU, over which they cannot communicate.
+
+    Raises:
+        UserError: With the allowed values.
+    """
+    gpus, train = experiment.search.gpus_per_trial, experiment.train
+    if train.most_workers == 1 or gpus == "auto":
+        return
+    if 0.0 < gpus < 1.0 or (gpus == 0.0 and train.device == "cuda"):
+        raise UserError(
+            f"search.gpus_per_trial: each worker of a trial needs a GPU of its own, with "
+            f"{train.most_workers} workers a trial (train.num_workers, train.max_workers) and "
+            f"train.device = {train.device!r} (got {gpus:g}). Allowed: 'auto', and 1, 2, ... "
+            f"for each worker; with train.device = 'auto' or 'cpu' also 0, which trains on CPUs."
+        )
 
 
 def check_search(

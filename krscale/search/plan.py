@@ -10,7 +10,7 @@ import torch
 from krscale.config import Experiment, TrainConfig
 from krscale.parallel import Workers
 from krscale.redaction import redact_all
-from krscale.search.check import CheckedSearch, check_search
+from krscale.search.check import CheckedSearch, check_search, check_settings
 from krscale.setup.plan import ExperimentPlan, describe
 from krscale.setup.prepare import pick_device
 from krscale.setup.sizes import StudentSize
@@ -19,6 +19,7 @@ from krscale.training.precision import resolve_precision
 
 def describe_plan(experiment: Experiment) -> str:
     """Return the resolved experiment, every size's model, and the planned work, as text."""
+    check_settings(experiment)
     plan = describe(experiment)
     experiment = plan.networks.experiment  # with the taps that resolving found
     said: list[str] = []

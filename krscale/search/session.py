@@ -29,12 +29,11 @@ from krscale.runs.binding import bind, bind_weights
 from krscale.runs.experiment_file import SPACE
 from krscale.runs.folder import run_folder, student_path
 from krscale.search.callbacks import ProgressListener, TrackingListener
-from krscale.search.check import CheckedSearch, check_search
+from krscale.search.check import CheckedSearch, check_search, check_settings
 from krscale.search.insight_figure import record_insight
 from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
 from krscale.search.on_ray.group_resources import (
     asks_for_more,
-    refuse_shared_gpus,
     require_group,
     trial_resources,
 )
@@ -79,7 +78,7 @@ def run_session(
     """
     # Optuna would log every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    refuse_shared_gpus(experiment)
+    check_settings(experiment)
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         reach_storage(experiment)

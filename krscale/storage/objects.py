@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from krscale.errors import StorageError
+from krscale.errors import StorageError, unknown_name
 from krscale.files import write_atomic
 from krscale.redaction import redact
 from krscale.storage.address import place_of
@@ -28,6 +28,8 @@ _CREDENTIALS = {
     "abfss": ("AZURE_STORAGE_KEY",),
 }
 """Environment variables with credentials, by scheme; a machine with a role needs none of them."""
+_OF_PYARROW = ("abfs", "abfss", "file", "gcs", "gs", "hdfs", "hf", "s3", "viewfs")
+"""Schemes for which pyarrow has a file system."""
 _OPENED: dict[tuple[int, str], Objects] = {}
 
 
@@ -198,6 +200,31 @@ def _resolve(uri: str) -> tuple[Any, str]:
                 f"storage_path: {uri}: neither pyarrow nor fsspec has a file system for "
                 f"{scheme}:// ({_first_line(error)}). pyarrow has s3, gs, abfs, hdfs and file."
             ) from None
+
+
+def check_scheme(storage: str) -> None:
+    """Refuse a storage's URI for whose scheme there is no file system, without a connection.
+
+    Raises:
+        UserError: With the nearest scheme. A path is never refused.
+
+    Example:
+        >>> check_scheme("s3://bucket/runs"), check_scheme("runs")
+        (None, None)
+        >>> check_scheme("s4://bucket/runs")
+        Traceback (most recent call last):
+        krscale.errors.UserError: storage_path: unknown scheme 's4'. Did you mean 's3'? ...
+    """
+    scheme, separator, _ = storage.partition("://")
+    if not separator or scheme in _OF_PYARROW or scheme.startswith("fsspec+"):
+        return
+    others: list[str] = []
+    with suppress(ImportError):
+        import fsspec
+
+        others = fsspec.available_protocols()
+    if scheme not in others:
+        raise unknown_name("scheme", scheme, _OF_PYARROW, "storage_path")
 
 
 def place_for_ray(folder: Path) -> tuple[str, Any]:

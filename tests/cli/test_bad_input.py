@@ -205,7 +205,7 @@ def test_teacher_file_with_code_is_not_run(
     ("labels", "message"),
     [
         (np.zeros(1797, dtype=np.int64), "9 of 10 classes have no training image"),
-        (np.full(1797, 12), "the label 12 is out of range"),
+        (np.full(1797, 12), "1797 labels are outside 0..9"),
         (np.zeros(0, dtype=np.int64), "no images"),
     ],
 )

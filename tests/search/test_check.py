@@ -21,6 +21,9 @@ SMALL = ("search.methods=['plain']", "ladder.capacities=['1/64', '1/4']")
         (("search.sampler=grid",), "'grid' needs a finite number of values"),
         (("search.sampler=cmaes",), "'cmaes' needs the package cmaes"),
         (("search.max_parameters=10",), "no size is left to search"),
+        (("tracking.uri=htp://host",), "Did you mean 'http'?"),
+        (("tracking.uri=a/folder",), "MLflow no longer keeps runs in folders"),
+        (("train.num_workers=2", "search.gpus_per_trial=0.5"), "needs a GPU of its own"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_by_both(
@@ -44,6 +47,25 @@ def test_a_search_that_cannot_be_is_refused_by_both(
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("journal.log"))
     assert not (tmp_path / "runs" / "cache" / "teachers").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["storage_path=s4://bucket/runs", "tracking.uri=htp://host", "tracking.uri=x"]
+)
+def test_an_address_that_cannot_be_is_refused_before_data_is_read(
+    setting: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Reading the images of a large data set takes an hour."""
+    monkeypatch.setenv("KRSCALE_CACHE_PATH", str(tmp_path / "cache"))
+    given = (*SMALL, f"storage_path={tmp_path / 'runs'}", "data.source=own:missing", setting)
+    for more in ("--dry-run", "--quiet"):
+        assert run([*overrides(*given), more]) == 2
+        error = capsys.readouterr().err
+        assert setting.partition("=")[0] in error
+        assert "data.source" not in error
 
 
 def test_a_size_beyond_a_limit_is_not_planned() -> None:

@@ -11,8 +11,8 @@ from unittest.mock import ANY
 import pytest
 from s3_server import CREDENTIALS, KEY, SECRET, query, s3_server
 
-from krscale.errors import StorageError
-from krscale.storage.objects import Info, Objects, missing_credentials
+from krscale.errors import StorageError, UserError
+from krscale.storage.objects import Info, Objects, check_scheme, missing_credentials
 from krscale.storage.opening import probe
 
 
@@ -142,6 +142,15 @@ def test_the_memory_of_one_process_is_no_storage(uri: str) -> None:
 def test_a_file_system_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(StorageError, match=r"http://host/x: cannot write \.probe/probe: its file"):
         probe("http://host/x")
+
+
+def test_an_unknown_scheme_is_refused_without_a_connection() -> None:
+    for storage in ("gs://bucket/x", "s3://bucket", "a/folder", "fsspec+memory://x"):
+        check_scheme(storage)
+    with pytest.raises(UserError, match=r"unknown scheme 'foo'.*Allowed: abfs, .* s3"):
+        check_scheme("foo://bucket/x")
+    with pytest.raises(UserError, match="Did you mean 'gs'"):
+        check_scheme("gss://bucket/x")
 
 
 def test_an_unknown_scheme_is_refused() -> None:

@@ -8,7 +8,7 @@ import ray
 
 from krscale.cluster.connect import connect, require
 from krscale.config import Experiment, SearchConfig
-from krscale.errors import UserError
+from krscale.search.check import refuse_shared_gpus
 
 
 def trial_resources(config: SearchConfig, gpus_per_trial: float) -> dict[str, float]:
@@ -22,24 +22,6 @@ def has_gpus(experiment: Experiment) -> bool:
     if experiment.train.device == "auto":
         return _num_gpus() > 0
     return experiment.train.device == "cuda"
-
-
-def refuse_shared_gpus(experiment: Experiment) -> None:
-    """Refuse workers of one trial that would share a GPU, over which they cannot communicate.
-
-    Raises:
-        UserError: With the allowed values.
-    """
-    gpus, train = experiment.search.gpus_per_trial, experiment.train
-    if train.most_workers == 1 or gpus == "auto":
-        return
-    if 0.0 < gpus < 1.0 or (gpus == 0.0 and train.device == "cuda"):
-        raise UserError(
-            f"search.gpus_per_trial: each worker of a trial needs a GPU of its own, with "
-            f"{train.most_workers} workers a trial (train.num_workers, train.max_workers) and "
-            f"train.device = {train.device!r} (got {gpus:g}). Allowed: 'auto', and 1, 2, ... "
-            f"for each worker; with train.device = 'auto' or 'cpu' also 0, which trains on CPUs."
-        )
 
 
 def gpus_per_worker(experiment: Experiment) -> float:

@@ -1,4 +1,4 @@
-"""What identifies a kept teacher, a store and a run stays what it was when fields are added."""
+"""The identity of a kept teacher, a store and a run does not change when fields are added."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_newer_fields_count_where_they_are_used_only() -> None:
 
 
 VIEWS_BEFORE = {"seed", "num_views", "crop_padding", "shift", "flip", "cutout", "jitter"}
-"""The fields of views before there were mixed ones."""
+"""The fields of views before mixed views were added."""
 
 
 def test_newer_views_count_where_they_are_used_only() -> None:

@@ -1,4 +1,4 @@
-"""A ladder of one's own: `[[ladder.students]]`, named, and every mistake in its place."""
+"""The user's own ladder: named students in `[[ladder.students]]`; each mistake is located."""
 
 import re
 from pathlib import Path

@@ -137,11 +137,11 @@ ARE_NO_SETS = {
         for name in ("mean", "std", "input_size")
     },
 }
-"""Lists in which a value may come twice, with settings in which it does: numbers in an order."""
+"""Ordered lists of numbers, in which a value may occur twice, with settings in which one does."""
 OF_TABLES = {"ladder.students"}
 """Lists of tables, each with a name."""
 RISING = {"teacher.stage_ends", "student.stage_ends"}
-"""Lists of numbers of which each is larger than the one before; see test_found_taps.py."""
+"""Lists of increasing numbers; see test_found_taps.py."""
 
 
 def value_of(content: Any, dotted: str) -> Any:
@@ -159,7 +159,7 @@ LISTS = [
 
 @pytest.mark.parametrize("dotted", LISTS)
 def test_every_list_is_a_set_and_has_a_member_where_one_is_needed(dotted: str) -> None:
-    """Fails if a list is added to the config and nobody thinks of its repetitions."""
+    """Fail if a list is added to the config without deciding what repeated values mean."""
     default = value_of(load().model_dump(mode="python"), dotted)
     member = "{name = 'a', model = 'resnet'}" if dotted in OF_TABLES else None
     twice = [*(default or ("a",)), (default or ("a",))[0]]
@@ -188,7 +188,7 @@ def test_a_list_in_a_file_is_shown_as_a_file_has_it(tmp_path: Path) -> None:
 
 
 def test_no_field_is_suggested_for_the_name_of_its_section() -> None:
-    """Every name shares `train.` with `train.compile`, and that makes none of them alike."""
+    """The shared prefix `train.` does not make a name similar to `train.compile`."""
     for dotted in field_paths():
         section = dotted.rpartition(".")[0]
         found = nearest_fields(f"{section}.xyzzyxyzzy" if section else "xyzzyxyzzy", field_paths())
@@ -232,7 +232,7 @@ def test_what_is_no_file_or_has_no_end_is_refused_at_once(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
 def test_what_a_shell_gives_as_a_file_is_read(folder: str) -> None:
-    """`krscale tune <(sed ... jobs/digits.toml)`, of bash and of zsh."""
+    """Process substitution in bash and zsh: `krscale tune <(sed ... jobs/digits.toml)`."""
     if not Path(folder).exists():
         pytest.skip(f"no {folder}")
     read, write = os.pipe()
@@ -281,10 +281,10 @@ def test_jobs_that_ship_are_found_from_anywhere(
 ) -> None:
     here = load("jobs/digits.toml")
     monkeypatch.chdir(tmp_path)
-    assert load("jobs/digits.toml").search == here.search  # storage is beside the folder one is in
+    assert load("jobs/digits.toml").search == here.search  # storage_path depends on the cwd
     with pytest.raises(UserError, match=r"digit\.toml: no such file\. Did you mean .*digits\.toml"):
         load("jobs/digit.toml")
-    (tmp_path / "jobs").mkdir()  # one's own folder is meant, then
+    (tmp_path / "jobs").mkdir()  # the user's own folder takes precedence
     with pytest.raises(UserError, match=r"jobs/digits\.toml: no such file"):
         load("jobs/digits.toml")
     with pytest.raises(UserError, match=r"digits\.toml: no such file"):
@@ -311,7 +311,7 @@ def test_lists_within_lists_without_end(tmp_path: Path) -> None:
     "part", ["a.", '"a" . ', "'b'.", '"a b".', "'#=['.", "''.", r'"a\"b".', "a" * 150 + "."]
 )
 def test_keys_of_parts_without_end(form: str, part: str, tmp_path: Path) -> None:
-    """Python's reader of TOML takes gigabytes for one of a hundred kilobytes."""
+    """Python's TOML reader needs gigabytes of memory for such a key of 100 kilobytes."""
     path = toml(tmp_path, form.format(part * 20_000 + "a"))
     with pytest.raises(UserError, match=r"not a readable TOML file: a key of more than 100 parts"):
         load(path)
@@ -427,7 +427,7 @@ def test_a_warm_up_that_never_ends() -> None:
     ("text", "meant"), [(".1", "0.1"), ("1.", "1.0"), ("+.5", "0.5"), ("01", "1.0"), ("0,1", "0.1")]
 )
 def test_a_number_as_other_languages_write_it(text: str, meant: str, tmp_path: Path) -> None:
-    """TOML has a digit on both sides of the point; what has no quotes is not told to lose them."""
+    """TOML needs a digit on both sides of the point; the error does not mention absent quotes."""
     with pytest.raises(UserError, match=rf'e\.g\. --set "train\.learning_rate={meant}" \(got'):
         load(overrides=[f"train.learning_rate={text}"])
 
@@ -452,7 +452,7 @@ def test_a_storage_that_names_nothing(value: str, monkeypatch: pytest.MonkeyPatc
     if value:
         with pytest.raises(UserError, match=r"\$KRSCALE_STORAGE_PATH: storage_path: "):
             load()
-    else:  # as compose files set what is not given
+    else:  # compose files set a variable that is not given to an empty string
         assert Path(load().storage_path).name == "runs"
 
 

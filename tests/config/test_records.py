@@ -1,4 +1,4 @@
-"""Our own JSON, read as what it was: nothing is turned into what it is not."""
+"""krscale's own JSON is read strictly: no value is converted to another type."""
 
 from __future__ import annotations
 

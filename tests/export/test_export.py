@@ -1,4 +1,4 @@
-"""Exports of a real student: proven, readable by others, and refused when they are not the same."""
+"""Exports of a real student: verified, readable by other programs, refused when they differ."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ from krscale.training.checkpoint import load_weights
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/export.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
 
-# Both images in one process: its imports take seconds.
+# One process classifies both images, because its imports take seconds.
 EACH_FOLDER = """
 import os, sys
 top = os.getcwd()
@@ -86,7 +86,7 @@ def exported(original, tmp_path_factory) -> tuple[Path, tuple]:
 
 
 def exact_logits(student: nn.Module, card: StudentCard, images: np.ndarray) -> np.ndarray:
-    """Logits in float64, the normalisation written out."""
+    """Return logits in float64, with the normalisation written out."""
     mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (card.mean, card.std))
     normalised = torch.from_numpy((images.astype(np.float64) / 255 - mean) / std)
     double = copy.deepcopy(student).double()
@@ -118,7 +118,7 @@ def test_a_file_that_has_grown_is_refused_without_reading_it(exported, tmp_path,
         check_exported(folder)
     card = json.loads((folder / "student.json").read_text())
     for file in (*card["files"], card["script"]):
-        file.pop("num_bytes", None)  # as an older krscale wrote its script
+        file.pop("num_bytes", None)  # an older krscale did not record it
     write_json(folder / "student.json", card)
     if name == "predict.py":
         with pytest.raises(UserError, match=rf"{name}: damaged: it has 1000000000000 bytes, "):
@@ -176,7 +176,7 @@ def test_a_card_prepares_pixels_of_its_own_shape_alone(kind: str, original) -> N
 def test_examples_of_the_document_run(block: str, original, exported, tmp_path) -> None:
     student, card, dataset = original
     assert len(BLOCKS) == 3
-    # Two images of different answers, so that an example that ignores its image fails.
+    # Two images with different answers, so that an example that ignores its image fails.
     images = dataset.split("val").images
     answers = exact_logits(student, card, images).argmax(axis=1)
     indices = (0, int(np.flatnonzero(answers != answers[0])[0]))
@@ -195,7 +195,7 @@ def test_examples_of_the_document_run(block: str, original, exported, tmp_path) 
 
 
 class Frozen(nn.Module):
-    """Depends on the values of its images, which no graph can follow."""
+    """Branches on the values of its images, which no exported graph can represent."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         scale = 2.0 if images.sum() > 0 else 1.0
@@ -273,11 +273,11 @@ def test_folder_of_something_else_is_not_replaced(original, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["photo.jpg", ".git", "experiment.json", "curve.csv"])
 def test_what_lies_beside_an_export_is_not_replaced(name, original, exported, tmp_path) -> None:
-    """The folder of a run of `krscale distill` has a `student.json`, too."""
+    """The run folder of `krscale distill` also has a `student.json`."""
     student, card, dataset = original
     folder = shutil.copytree(exported[0], tmp_path / "ship")
     (folder / "__pycache__").mkdir()
-    for left in (".DS_Store", "._student.onnx", "Thumbs.db", "desktop.ini"):  # no work of anyone's
+    for left in (".DS_Store", "._student.onnx", "Thumbs.db", "desktop.ini"):  # not user files
         (folder / left).write_text("")
     check_target(folder)
     (folder / name).write_text("mine")

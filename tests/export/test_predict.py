@@ -1,4 +1,4 @@
-"""From raw files to the accuracy of the table, by a script without krscale and without torch."""
+"""The exported script gets the table's accuracy from raw files, without krscale or torch."""
 
 import csv
 import importlib.util
@@ -64,7 +64,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory):
-    """A student of 32 pixels, blue first, in 0..255, of files of 24x48 that are cut to 16x16."""
+    """A student with 32x32 BGR inputs in 0..255, for files of 24x48 that are cut to 16x16."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("predict")
     own_teacher.write_folder(folder / "images", 240, 24, 48)
@@ -152,7 +152,7 @@ def test_the_script_classifies_files_and_folders(student, exported, tmp_path: Pa
 
 
 def modes(folder: Path) -> list[Path]:
-    """Files of every kind that people have."""
+    """Write image files of every common kind; return their paths."""
     random = np.random.default_rng(0)
     colours = random.integers(0, 256, (20, 30, 4), dtype=np.uint8)
     images = {
@@ -209,7 +209,7 @@ def test_files_are_read_as_the_data_were(
 
 @pytest.fixture(scope="module")
 def script(exported) -> Callable[..., int]:
-    """The script of the export as a function: arguments -> exit code."""
+    """Return the exported script as a function: arguments -> exit code."""
     spec = importlib.util.spec_from_file_location("exported_predict", exported[0] / "predict.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -218,7 +218,7 @@ def script(exported) -> Callable[..., int]:
 
 @pytest.fixture
 def held_out(student, tmp_path: Path) -> Path:
-    """Two images of each of two classes, in a folder for each."""
+    """Two images of each of two classes, in one folder per class."""
     images = Path(student[0].data.path)
     for name in own_teacher.NAMES[:2]:
         (tmp_path / "held out" / name).mkdir(parents=True)
@@ -241,7 +241,7 @@ def test_only_images_of_class_folders_are_counted(script, held_out: Path, capsys
         hidden.write_bytes(b"")
     (held_out / "notes.txt").write_text("notes")
     shutil.move(one.parent, held_out.parent / "elsewhere")
-    one.parent.symlink_to(held_out.parent / "elsewhere")  # as the data read it
+    one.parent.symlink_to(held_out.parent / "elsewhere")  # followed, as in data preparation
     (held_out / "itself").symlink_to(held_out)
     assert script("--accuracy", held_out) == 0
     assert capsys.readouterr().out == expected
@@ -352,7 +352,7 @@ def test_a_file_that_has_grown_is_not_read(exported, tmp_path: Path, name: str) 
 def test_names_of_strangers_files(
     script, held_out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A terminal obeys none of them; a program that reads the table gets them byte for byte."""
+    """A terminal gets no control characters; a program reading the table gets the exact bytes."""
     folder = held_out / own_teacher.NAMES[0]
     content = sorted(folder.iterdir())[0].read_bytes()
     names = [b"a\x1b[2J.png", b"b\xe2\x80\xaeb.png", b"c\x9b.png", b"d\xff.png", b"e\r.png"]

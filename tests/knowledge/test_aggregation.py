@@ -1,4 +1,4 @@
-"""Groups, their weights and what they say, against hand-computed and float64 values."""
+"""Groups, their weights and their distributions, against hand-computed and float64 values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def aggregate(
     temperature: float,
     mixing: str = "arithmetic",
 ) -> Tensor:
-    """The distributions of all groups, as a training computes them."""
+    """Return the distributions of all groups, as a training computes them."""
     return mix_taps(tap_logits, tap_weights(information_gain, groups), temperature, mixing)
 
 

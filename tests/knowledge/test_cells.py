@@ -1,4 +1,4 @@
-"""Means over cells are torch's own pooling, whichever way they are computed."""
+"""Means over cells equal torch's own pooling, whichever way they are computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from krscale.knowledge.cells import SMALL, cell_means
 
 SHAPES = [
-    # maps, cells: that divide it, that do not, of a single row, one cell, as many as positions
+    # Map, cells: cells that divide it, that do not, a single row, one cell, as many as positions.
     ((8, 8), (4, 4)),
     ((7, 7), (4, 4)),
     ((5, 9), (2, 4)),

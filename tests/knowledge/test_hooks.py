@@ -1,4 +1,4 @@
-"""A hook of one thread is called for nothing that another thread runs."""
+"""A hook of one thread is not called for what another thread runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from krscale.knowledge.taps import TapOutputs, run_tapped
 
 
 class Together(nn.Module):
-    """A network whose runs in two threads wait for each other at both ends of a block."""
+    """A network that makes two threads wait for each other before and after its block."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from krscale.knowledge.taps import TappedModel, pool, settle_layouts
 
 
 class Turn(nn.Module):
-    """A convolution whose output is turned; `strict` refuses other sizes, as many ViTs do."""
+    """A convolution with permuted output axes; `size` refuses other sizes, as many ViTs do."""
 
     def __init__(self, axes, channels=4, size=0, stride=1):
         super().__init__()
@@ -24,7 +24,7 @@ class Turn(nn.Module):
 
 
 class Hidden(Turn):
-    """Its layers do not tell its channels."""
+    """A block whose layers do not show its number of channels."""
 
     def forward(self, images):
         return super().forward(images).repeat_interleave(2, dim=self.axes.index(1))
@@ -98,7 +98,7 @@ def test_maps_of_one_pixel():
 
 
 class Tokens(nn.Module):
-    """Patches `[B, T, C]` of images of 16 by 16, or `[B, C, T]`, and the given blocks."""
+    """Patches of 16x16 images, `[B, T, C]` or with `first` `[B, C, T]`, and the given blocks."""
 
     def __init__(self, *blocks, channels=24, patch=4, first=False):
         super().__init__()
@@ -136,7 +136,7 @@ class Mixer(nn.Module):
 
 
 def unfolded(block):
-    """Return a network of patches that no layer has made."""
+    """Return a network whose patches do not come from a layer."""
 
     class Unfolded(Tokens):
         def forward(self, images):
@@ -148,7 +148,7 @@ def unfolded(block):
 
 
 def rows(*layers):
-    """Return a block that gives `[B, H, W, C]` of 7 by 4 by 8, which no layer of it has made."""
+    """Return a block whose output `[B, 7, 4, 8]` (`[B, H, W, C]`) does not come from a layer."""
 
     class Rows(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Logistic regression: the gradient by autograd is zero at what it returns, whatever the data."""
+"""Logistic regression: the gradient by autograd is zero at the returned weights for any data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHT_DECAY = 1e-3
 
 
 def standardised(features: Tensor) -> Tensor:
-    """`[N, F + 1]`: with a column of ones; a constant feature is 0."""
+    """Return `[N, F + 1]`: standardised features (0 if constant) and a column of ones."""
     features = features.double() - features.double().mean(dim=0)
     features = features / features.std(dim=0, correction=0).clamp_min(1e-12)
     return torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
@@ -61,7 +61,7 @@ def test_the_gradient_is_zero_at_the_optimum(name: str, weight_decay: float) -> 
     weights = fit_logistic(inputs, labels, num_classes, weight_decay)
     gradient = gradient_at(weights, inputs, labels, weight_decay)
     assert gradient.norm() <= 1.1 * GRADIENT_TOLERANCE
-    # What the loss leaves open, the penalty decides.
+    # The loss does not determine this sum; the penalty makes it 0.
     assert weights.sum(dim=0).abs().max() < 1e-10
 
 
@@ -80,7 +80,7 @@ def test_the_gradient_is_zero_for_any_data(
 
 def test_two_classes_and_one_feature_by_hand() -> None:
     # Three of four samples at +1 have label 1, one of four at -1. Weights are (-w, w) and biases 0,
-    # so that p(1 | x) = sigmoid(2 w x), and the loss for w is solved by bisection.
+    # so that p(1 | x) = sigmoid(2 w x), and bisection finds the w of least loss.
     inputs = torch.tensor([[1.0, 1.0]] * 4 + [[-1.0, 1.0]] * 4, dtype=torch.float64)
     labels = torch.tensor([1, 1, 1, 0, 0, 0, 0, 1])
     weights = fit_logistic(inputs, labels, 2, 0.1)

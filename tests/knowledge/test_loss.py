@@ -28,7 +28,7 @@ def test_value_and_gradient() -> None:
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_zero_where_they_agree(sparsity: float) -> None:
     logits = 5 * torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(1))
-    logits[0, 0, 1:] = -torch.inf  # a sure teacher has classes of probability 0
+    logits[0, 0, 1:] = -torch.inf  # a confident teacher has classes of probability 0
     logits = logits.clamp_min(-1e4).requires_grad_()
     loss = kr_loss(logits, (logits / 4.0).softmax(dim=-1), torch.ones(3), 4.0, sparsity)
     assert loss.abs().max() < 1e-4

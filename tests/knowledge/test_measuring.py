@@ -1,4 +1,4 @@
-"""What a teacher knows is measured on images that no probe was fitted to, and judged by chance."""
+"""A teacher is measured on images that no probe was fitted to, with allowance for chance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def images_of(labels: Tensor, *, misleading: bool = False) -> Tensor:
-    """Images `[N, 1, 1, 2]` of a label, and of whether the first tap takes it for the next one."""
+    """Return images `[N, 1, 1, 2]`: label, and whether the first tap reads it as the next one."""
     marks = torch.full_like(labels, misleading)
     return torch.stack([labels, marks], dim=1).float().view(-1, 1, 1, 2)
 
@@ -64,7 +64,7 @@ def test_no_more_images_are_read_than_are_wanted() -> None:
         (100, 0.82, False),  # three standard errors are 9 points
         (100, 0.80, True),
         (100, 0.95, False),
-        (10_000, 0.88, False),  # and here less than one, so that three points count
+        (10_000, 0.88, False),  # and here less than one point: the limit is three
         (10_000, 0.86, True),
     ],
 )

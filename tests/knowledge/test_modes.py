@@ -1,4 +1,4 @@
-"""A network that was only looked at is what it was."""
+"""Inspecting a network leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from krscale.knowledge.modes import left_as_it_was
 
 
 class Adapted(nn.Module):
-    """A layer that adds what its adapter has learned in eval mode, as LoRA does."""
+    """A layer that adds its adapter to its weight in eval mode, as LoRA does."""
 
     def __init__(self) -> None:
         super().__init__()

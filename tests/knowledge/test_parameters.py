@@ -132,7 +132,7 @@ def names(net: nn.Module, paths: tuple[str, ...]) -> list[list[str]]:
 
 def test_layers_by_tap() -> None:
     net = Net()
-    # `layer10` begins with the letters of `layer1`, and is not within it.
+    # The name `layer10` begins with `layer1`, but the layer is not inside it.
     assert names(net, ("layer1.0", "layer10.0")) == [
         ["stem", "layer1.0.0", "layer1.0.2"],
         ["layer10.0"],
@@ -167,7 +167,7 @@ def test_cross_entropy_is_least_where_histograms_agree() -> None:
 
 def test_cross_entropy_by_hand() -> None:
     apart = histogram_cross_entropy(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
-    # One hundredth is spread over the two bins, on both sides.
+    # In both histograms, one hundredth is spread over the two bins.
     assert apart.item() == pytest.approx(-0.995 * math.log(0.005) - 0.005 * math.log(0.995))
 
 
@@ -200,7 +200,7 @@ def test_groups_take_the_students_layers_at_their_depth() -> None:
     first, second = layers_by_tap(student, ("layer1",))
     assert source(student, ((0, 3),)).layers == ((*first, *second),)
     assert source(student, ((0, 1), (1, 3))).layers == (first, second)
-    # Three groups on two taps: the last two share the student's last.
+    # Three groups on two taps: the last two groups share the student's last tap.
     assert source(student, ((0, 1), (1, 2), (2, 3))).layers == (first, second, second)
 
 
@@ -243,7 +243,7 @@ class Counting(nn.Module):
 
 
 def test_a_weight_is_computed_once() -> None:
-    """In training spectral norm takes a step of its iteration each time."""
+    """In training, spectral norm does one iteration step at each read."""
     layers = [Counting(), Counting()]
     weight_histograms([layers[:1], layers[1:], layers[1:]], 5)  # two groups share a tap
     assert [layer.num_reads for layer in layers] == [1, 1]

@@ -76,7 +76,7 @@ def test_a_constant_feature_weighs_nothing(constant: float) -> None:
 
 
 def test_sums_in_another_order_give_the_same_probe() -> None:
-    """Another processor adds in another order; here the samples and the features are reordered."""
+    """Processors sum in different orders; here samples and features are reordered instead."""
     features, labels = clusters()
     plain = fit_probe(features, labels, 4)
     samples = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))

@@ -25,7 +25,7 @@ def random_gap(num_classes: int, rows: int = 64, seed: int = 0, sharpness: float
 def reference(gap: Tensor, sparsity: float) -> tuple[Tensor, Tensor]:
     """Recode by the definition, in float64 and quadratic time; also the margin of each decision.
 
-    An entry goes when all entries of its sign that are not larger hold at most the share
+    An entry is dropped when all entries of its sign that are not larger hold at most the share
     `sparsity` of the sign's mass.
     """
     gap = gap.double()
@@ -66,7 +66,7 @@ def test_hand_computed() -> None:
     # Squares: 0.32 of the gap, 1 + 0.36 + 0.16 = 1.52 of what is kept, each sign's mass set to 1.
     kept = torch.tensor([1.0, 0.0, 0.0, -0.6, -0.4, 0.0])
     torch.testing.assert_close(recode_gap(gap, 0.4), kept * (0.32 / 1.52) ** 0.5)
-    # Dropping one of two equal entries would be allowed at 0.2, but they share one fate.
+    # Dropping one of two equal entries would be allowed at 0.2, but both must be kept.
     kept = torch.tensor([4 / 6, 1 / 6, 1 / 6, -0.6, -0.4, 0.0])
     torch.testing.assert_close(recode_gap(gap, 0.2), kept * (0.32 / (0.5 + 0.52)) ** 0.5)
 
@@ -111,7 +111,7 @@ def test_active_classes_fall_as_sparsity_grows(num_classes: int) -> None:
     assert (counts[0] == num_classes).all()
     assert (counts.diff(dim=0) <= 0).all()
     assert (counts[-1] >= 2).all()
-    up_to_070 = counts[:-2].float().mean(dim=1)  # beyond, few classes are at two already
+    up_to_070 = counts[:-2].float().mean(dim=1)  # above 0.7, rows of few classes are at two already
     assert (up_to_070.diff() < -0.5).all()
 
 
@@ -129,7 +129,7 @@ def test_does_not_depend_on_the_order_of_classes(
 ) -> None:
     gap = random_gap(num_classes, rows=4, seed=seed, sharpness=sharpness)
     # Multiples of 1/1024 sum exactly in fp32, so no decision depends on the order of summation;
-    # many are equal, so ties are met.
+    # many are equal, so ties occur.
     gap = (gap * 1024).round() / 1024
     order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(

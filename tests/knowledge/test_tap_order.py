@@ -64,13 +64,13 @@ def test_on_meta_tensors_nothing_is_computed() -> None:
 
 
 class EitherWay(nn.Module):
-    """A network that runs its blocks the other way round for black images."""
+    """A network that runs its blocks in reverse order for black images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Tanh()) for _ in range(3))
         self.head = nn.Linear(1, 2)
-        nn.init.constant_(self.head.bias, -3.0)  # logits that none takes for probabilities
+        nn.init.constant_(self.head.bias, -3.0)  # not mistaken for probabilities
 
     def forward(self, images: Tensor) -> Tensor:
         features = images
@@ -87,7 +87,7 @@ def test_the_order_is_that_of_real_images() -> None:
 
 
 class WithOther(nn.Module):
-    """A network that another thread runs as well, before the last of its own blocks."""
+    """A network whose first block another thread also runs, before the last block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,13 +122,13 @@ class Adding(nn.Module):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_blocks_that_write_into_one_tensor_are_no_two_taps(device: str) -> None:
-    """After a run all of them seem to give what the last one does."""
+    """After a forward pass, all of them appear to give the output of the last one."""
     stem, activation = nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(inplace=True)
     network = nn.Sequential(stem, Adding(), Adding(), activation, nn.Flatten(), nn.Linear(144, 2))
     network, images = network.to(device), IMAGES.to(device)
     with pytest.raises(UserError, match=r"teacher: tap '2' gives the tensor that '1' gave, wr"):
         check_depth_order(network, ("1", "2"), images, "teacher")
-    between = nn.Sequential(stem, activation, nn.Dropout()).to(device)  # which gives what it gets
+    between = nn.Sequential(stem, activation, nn.Dropout()).to(device)  # dropout returns its input
     with pytest.raises(UserError, match=r"tap '2' gives the tensor that '0' gave.*inplace=True"):
         check_depth_order(between, ("0", "2"), images, "teacher")
     check_depth_order(network, ("2", "4"), images, "teacher")

@@ -1,4 +1,4 @@
-"""Taps are found where everything passes through, whatever the network is made of."""
+"""Taps are found at blocks that all data pass through, in any kind of network."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_channels_last_maps_are_turned(size: int) -> None:
     torch.manual_seed(0)
     network = ChannelsLast()
     found = tapped(network, images, "stem", "layers.0", "layers.1")
-    assert [shape[0] for shape in found.shapes] == [6, 6, 8]  # at 12, 6 rows and columns, too
+    assert [shape[0] for shape in found.shapes] == [6, 6, 8]  # at 12, also 6 rows and columns
     assert tapped(network, images, "layers.2").shapes[0][0] == 8
     features = found(images).features
     assert [feature.shape[1] for feature in features] == [6, 6, 8], "others' layouts stay known"
 
 
 class OneSize(nn.Module):
-    """Brings every image to one size, at which the maps are as wide as they have channels."""
+    """Resizes every image to one size, at which the maps are as wide as they have channels."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Adding(nn.Module):
 
 
 class InPlace(nn.Module):
-    """The blocks of a stage write into one tensor, of which the last content stays."""
+    """The blocks of a stage write into one tensor, which keeps only the last block's output."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Taps are read by path, leave no trace, and see through wrappers."""
+"""Taps are read by path, leave no trace, and work through wrappers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_gradients_flow_through_taps(net: Net, images: Tensor) -> None:
 
 
 class Runs(Net):
-    """Runs its blocks in some way that keeps their gradients, or does not."""
+    """Runs its blocks by a given function, which may or may not keep their gradients."""
 
     def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ KEPT = [partial(in_checkpoint, reentrant=False), one_by_one]
 def test_a_block_that_would_teach_nothing_is_refused(
     run: Callable[[nn.Module, Tensor], Tensor], images: Tensor
 ) -> None:
-    """Its heads would learn, the student not, and nothing would fail."""
+    """Otherwise only its heads would learn, not the student, and nothing would fail."""
     tapped = TappedModel(Runs(run), PATHS)
     with pytest.raises(UserError, match=r"tap 'blocks\.0': this block was run without gradients"):
         tapped(images)
@@ -131,7 +131,7 @@ def test_a_block_that_would_teach_nothing_is_refused(
 
 
 def test_a_block_that_is_left_out_hands_on_what_it_gets(images: Tensor) -> None:
-    """As stochastic depth leaves it out, behind a stem that is not trained any more."""
+    """Stochastic depth leaves blocks out in this way; here the stem before it is frozen."""
     network = Runs(lambda blocks, hidden: blocks[1](blocks[0](hidden)))
     network.blocks = nn.Sequential(LeftOut(4), nn.Conv2d(4, 6, 3))
     network.stem.requires_grad_(False)
@@ -202,7 +202,7 @@ def test_compiled(net: Net, images: Tensor, wrap: str) -> None:
         tapped = torch.compile(tapped, backend="eager")
     else:
         tapped.compile(backend="eager")
-    for step in range(3):  # later calls must not see the first call's tensors
+    for step in range(3):  # later calls must not reuse the first call's tensors
         assert_taps(tapped(images + step), net, images + step)
     assert num_hooks(net) == 0
 

@@ -58,7 +58,7 @@ def test_neither_scale_nor_number_of_channels_changes_it(scale: float) -> None:
 
 @pytest.mark.parametrize("cells", [(4, 4), (2, 3)])
 def test_a_student_that_is_active_nowhere_is_compared_as_everywhere_alike(cells: Cells) -> None:
-    """Both cells of another pair, of which there are more, are beside it."""
+    """A second pair, with as many cells or more, is compared in the same loss."""
     rows, columns = cells
     pairs = [WherePair(0, 0, cells), WherePair(1, 1, (4, 4))]
     alike = torch.ones(1, 3, 8, 8)
@@ -89,7 +89,7 @@ def test_a_stage_that_is_active_nowhere_is_so_everywhere_alike() -> None:
         ((8, 1, 6), SQUARE, (1, 6)),
         ((8, 1, 1), SQUARE, None),
         ((49, 8), SQUARE, (7, 7)),
-        ((49, 8), (), None),  # may be 7 rows of 7 as well as a class token and 48 patches
+        ((49, 8), (), None),  # 7 rows of 7, or a class token and 48 patches
         ((50, 8), SQUARE, None),  # a class token, at whichever end
         ((36, 8), (1, 8, 18), (4, 9)),
         ((36, 8), (1, 18, 8), (9, 4)),

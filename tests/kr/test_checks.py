@@ -1,4 +1,4 @@
-"""What a KRLoss refuses: what was replaced, shared, or is of other images."""
+"""What a KRLoss refuses: replaced or shared parts, and outputs of other images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Doubled(nn.Module):
 
 
 class Halved(Doubled):
-    """A block that takes what `Doubled` gives as before."""
+    """A block that ignores the channels that `Doubled` adds."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.block(images[:, : images.shape[1] // 2])
@@ -86,7 +86,7 @@ def test_a_block_that_no_head_reads_may_be_another(
 def test_images_too_small_for_the_grids_are_said_to_be_of_another_size(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    """Outputs of other images, which `kr.student` and `kr.teacher` take, are no other network's."""
+    """`kr.student` and `kr.teacher` take images of any size: the network may be the same."""
     kr, (images, labels) = make(teacher, student, pairs), pairs[0]
     small = images[..., :4, :4]
     with pytest.raises(UserError, match="replaced since, or the images are of another size"):
@@ -109,7 +109,7 @@ def test_what_is_on_another_device_is_named(
 def test_outputs_of_other_images_are_refused(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    """The teacher's outputs for one image would be compared with the student's for each."""
+    """Otherwise the teacher's outputs for one image would be compared with all of the student's."""
     images, labels = pairs[0]
     kr = make(teacher, student, pairs)
     own, theirs = kr.student(images), kr.teacher(images)
@@ -183,7 +183,7 @@ def test_a_student_with_layers_of_the_teacher(
 
 
 def test_a_student_without_values_yet(teacher: nn.Module, pairs: Pairs) -> None:
-    """Lazy layers get theirs when they first run."""
+    """Lazy layers get their values when they first run."""
     student = nn.Sequential(
         nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()),
         nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()),
@@ -215,7 +215,7 @@ def test_frozen_weights_may_be_shared(teacher: nn.Module, student: nn.Module, pa
 
 
 class Normalises(nn.Module):
-    """Takes the mean from the images, which both networks have as one tensor of a module."""
+    """Subtracts a mean from the images; both networks hold it as one shared tensor."""
 
     def __init__(self, network: nn.Module, mean: Tensor) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class Normalises(nn.Module):
 
 
 class Follows(Normalises):
-    """Moves that mean towards the one of each batch that it is trained on."""
+    """Moves that mean towards the mean of each training batch."""
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
@@ -262,5 +262,5 @@ def test_a_teacher_whose_weights_are_loaded_later(
     fresh.load_state_dict(teacher.state_dict())
     with pytest.raises(UserError, match="other weights than when its probes were fitted"):
         kr(*pairs[0])
-    kr.load_state_dict(state)  # with whose probes it is right again
+    kr.load_state_dict(state)  # which restores the right probes
     assert kr(*pairs[0]).isfinite()

@@ -1,4 +1,4 @@
-"""KRLoss: Knowledge Representing in anybody's own loop."""
+"""KRLoss: Knowledge Representing in the user's own training loop."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_returned(teacher: nn.Module, student: nn.Module, pairs: Pairs) 
 
 
 def test_zero_where_student_and_teacher_agree(teacher: nn.Module, pairs: Pairs) -> None:
-    """One group without sparsity of one tap: the classifier's own distribution is the target."""
+    """Only the deepest group counts: the classifier's own distribution is its target."""
     images, labels = pairs[0]
     kr = make(teacher, copy.deepcopy(teacher).eval(), pairs, granularity="layer")
     kr.method.group_weights[:-1] = 0.0
@@ -212,7 +212,7 @@ def test_the_teacher_moves_with_it(teacher: nn.Module, student: nn.Module, pairs
     assert kr.teacher(images).logits.is_meta
 
 
-# torch.compile looks at `.grad` of what a graph is given; it silences the warning, but pytest
+# torch.compile reads `.grad` of a graph's inputs. It silences the resulting warning, but pytest
 # turns it on again.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_code_compiled_without_taps_is_named(
@@ -255,7 +255,7 @@ def test_compiled(what: str, teacher: nn.Module, student: nn.Module, pairs: Pair
 def test_how_far_a_training_is_is_a_share(
     progress: Any, teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    """The number of an epoch would be taken as the end of the training, or as beyond it."""
+    """The number of an epoch would otherwise count as the end of the training, or beyond it."""
     with pytest.raises(UserError, match=r"KRLoss\.begin_epoch: progress: "):
         make(teacher, student, pairs).begin_epoch(progress)
 
@@ -277,7 +277,7 @@ def test_schedules_follow_the_epochs(
 
 
 class Shared(LikeResNet):
-    """A network that another thread runs as well, on other images, before a run of it ends."""
+    """A network that another thread also runs, on other images, before a forward pass ends."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = super().forward(images)
@@ -288,7 +288,7 @@ class Shared(LikeResNet):
 
 
 def test_threads_may_share_networks(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
-    """Several students of one teacher in a thread each, and a validation beside a training."""
+    """For example several students of one teacher, one thread each, or validation in training."""
     alone = make(teacher, student.eval(), pairs, where_weight=1.0)
     both = Shared(6), Shared(3).eval()
     for shared, network in zip(both, (teacher, student), strict=True):
@@ -329,7 +329,7 @@ def test_another_default_dtype(teacher: nn.Module, student: nn.Module, pairs: Pa
 
 
 def test_another_default_device(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
-    """Nothing is left on it: what is drawn and fitted is made where the networks are."""
+    """Nothing is put on it: all that is drawn and fitted is on the networks' device."""
     settings = {"where_weight": 1.0, "parameter_weight": 0.1}
     expected = make(teacher, student, pairs, **settings)
     with torch.device("meta"):

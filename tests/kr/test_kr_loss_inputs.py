@@ -23,7 +23,7 @@ from krscale.models import build_model
 def test_taps_that_can_be_read_once_are_those_that_were_given(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    """Of an iterator, the check of the paths left none, and others were found instead."""
+    """The check of the paths must not exhaust an iterator, or other taps would be found."""
     chosen = [tap.path for tap in make(teacher, student, pairs).taps][1:-1]
     found = make(teacher, student, pairs, teacher_taps=iter(chosen), student_taps=map(str, chosen))
     assert [tap.path for tap in found.taps] == [*chosen, ""]
@@ -51,7 +51,7 @@ def test_networks_of_the_zoo(pairs: Pairs) -> None:
 
 
 def in_turn(num_classes: int, num_each: int = 40) -> Pairs:
-    """A loader that takes the classes in turn, as balanced samplers do."""
+    """Return a loader that takes the classes in turn, as balanced samplers do."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(num_classes * num_each) % num_classes
     images = 0.3 * torch.randn(len(labels), 1, 12, 12, generator=generator)
@@ -167,7 +167,7 @@ def test_a_teacher_that_knows_more_than_it_says(
 
 
 class After(nn.Module):
-    """A network, and what somebody did with its logits."""
+    """A network, and a module that changes its logits."""
 
     def __init__(self, network: nn.Module, last: nn.Module) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ def test_two_images_that_differ_are_looked_for_in_further_batches(
     for size in (1, 2, 40):
         once = iter(list(zip(images.split(size), labels.split(size), strict=True)))
         found = make(teacher, student, once, granularity=2)
-        # The size of a batch changes the order of sums: the last bit depends on the processor.
+        # The batch size changes the order of sums, so the last bit depends on the processor.
         gains = [tap.information_gain for tap in expected.taps]
         same = [
             replace(tap, information_gain=gain) for tap, gain in zip(found.taps, gains, strict=True)
@@ -308,7 +308,7 @@ def test_a_student_that_ends_in_a_sigmoid(
 ) -> None:
     before = copy.deepcopy(student.state_dict())
     if zero:
-        nn.init.zeros_(student.fc.weight)  # as timm begins
+        nn.init.zeros_(student.fc.weight)  # as timm initialises it
         nn.init.zeros_(student.fc.bias)
         make(teacher, student, pairs)
     with pytest.raises(UserError, match="student: all its outputs lie between 0 and 1 whatever"):
@@ -351,7 +351,7 @@ def test_programs_have_no_blocks(
 def test_transforms_that_were_scripted_stand_in_front(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    """As torchvision's documentation has them."""
+    """As in torchvision's documentation."""
     transforms = scripted(nn.Sequential(nn.Identity()))
     kr = make(nn.Sequential(transforms, teacher), student, pairs)
     assert [tap.path for tap in kr.taps] == ["1.layer1.0", "1.layer1.1", "1.layer2.0", ""]
@@ -388,7 +388,7 @@ def test_images_to_measure_on_are_of_several_classes(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
     images, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-    order = labels.argsort(stable=True)  # as a loader of a folder gives them, unshuffled
+    order = labels.argsort(stable=True)  # as from an unshuffled loader of a folder
     by_class = [(images[order[i : i + 20]], labels[order[i : i + 20]]) for i in (0, 20, 40, 60)]
     with pytest.raises(UserError, match="val_loader: the first 30 images hold none of class 1, 2"):
         make(teacher, student, pairs, val_loader=by_class, max_images=30)

@@ -9,7 +9,7 @@ from torch import nn
 
 from krscale import KRLoss
 
-# What these libraries and torch deprecate is not ours to mend.
+# krscale cannot fix deprecations in these libraries and torch.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -62,7 +62,7 @@ def test_a_step(teacher: tuple, student: tuple) -> None:  # type: ignore[type-ar
     )
     assert len(kr.taps) >= 4
     kr(images, labels).backward()
-    stem = next(p for p in small.parameters() if p.ndim == 4)  # what lies deepest behind the loss
+    stem = next(p for p in small.parameters() if p.ndim == 4)  # the layer farthest from the loss
     assert stem.grad is not None
     assert stem.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in large.parameters())

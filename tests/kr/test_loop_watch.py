@@ -1,4 +1,4 @@
-"""What a KRLoss warns of: a loop that leaves something out, said once."""
+"""A KRLoss warns once about each thing that a training loop leaves out."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_heads_that_no_optimiser_has_are_said_once(
     learning: bool, granularity: int, teacher: nn.Module, student: nn.Module, pairs: Pairs,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """The student would be taught through heads that stay as they were drawn."""
+    """The student would be taught through heads that keep their random initial weights."""
     kr = make(teacher, student, pairs, granularity=granularity)
     kr.begin_epoch(0.0)
     parameters = [*student.parameters(), *(kr.parameters() if learning else ())]
@@ -78,7 +78,7 @@ def test_heads_that_no_optimiser_has_are_said_once(
 def test_heads_whose_weights_are_kept_elsewhere(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    """As FSDP keeps them: in one tensor for many layers, which have no parameters then."""
+    """FSDP keeps them in one tensor for many layers, which then have no parameters."""
     kr = make(teacher, student, pairs)
     for head in kr.method.heads:
         for name, weight in list(head.named_parameters()):
@@ -90,7 +90,7 @@ def test_heads_whose_weights_are_kept_elsewhere(
 
 
 class Around(nn.Module):
-    """What a trainer wraps: the student and its loss within one module."""
+    """The student and its loss in one module, as trainers wrap them."""
 
     def __init__(self, student: nn.Module, kr: KRLoss) -> None:
         super().__init__()

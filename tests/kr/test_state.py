@@ -1,4 +1,4 @@
-"""The state of a KRLoss: it comes back, and what is not whole or of something else is refused."""
+"""The state of a KRLoss can be restored; an incomplete or foreign state is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def changed(state: State, key: str, value: Any) -> State:
 
 
 class Standardised(LikeResNet):
-    """Divides every image by its own deviation, which a black image does not have."""
+    """Divides every image by its standard deviation, which is 0 for a black image."""
 
     def forward(self, x: Tensor) -> Any:
         dims = (1, 2, 3)
@@ -68,10 +68,10 @@ def test_a_state_without_any_one_of_its_tensors_is_refused(
 
 
 def test_the_knowledge_of_a_teacher_is_finite(networks: Networks, state: State) -> None:
-    """Probes of NaN give distributions of NaN, and a gain of NaN weights of NaN."""
+    """NaN in the probes gives NaN distributions; NaN in a gain gives NaN weights."""
     for name in state.keys() - {"_extra_state"}:
         damaged = {**state, name: torch.full_like(state[name], float("nan"))}
-        if name.startswith("method."):  # the student's own heads: a training that diverged
+        if name.startswith("method."):  # the student's own heads, after a diverged training
             assert KRLoss.from_state(*networks, damaged)
             continue
         with pytest.raises(UserError, match=f"{name} holds NaN or infinity"):
@@ -81,7 +81,7 @@ def test_the_knowledge_of_a_teacher_is_finite(networks: Networks, state: State) 
 
 
 def test_a_state_that_is_refused_changes_nothing(networks: Networks, state: State) -> None:
-    """The gains of another teacher would stay beside the probes of this one."""
+    """Otherwise another teacher's gains would be combined with this teacher's probes."""
     kr = KRLoss.from_state(*networks, state)
     for key, value in (("teacher_weights", {"other": [0.0, 0.0]}), ("student_taps", ["layer1.0"])):
         zeros = {name: torch.zeros_like(v) for name, v in state.items() if name != "_extra_state"}
@@ -107,7 +107,7 @@ def test_a_state_that_is_not_finite_changes_nothing(
 
 
 def test_what_it_was_made_for_is_checked_by_itself(networks: Networks, state: State) -> None:
-    """A loader of one's own may set it, or rename what is loaded in a hook."""
+    """A user's own loading code may set it, or rename what is loaded in a hook."""
     kr = KRLoss.from_state(*networks, state)
     kr.set_extra_state(state["_extra_state"])
     for key, value in (("teacher_weights", [[0.0, 0.0]]), ("student_taps", ["layer1.0"])):
@@ -165,7 +165,7 @@ def test_state_comes_back(teacher: nn.Module, student: nn.Module, pairs: Pairs) 
     assert torch.equal(built(*pairs[0]), kr(*pairs[0]))
     assert built.settings == kr.settings
     assert built.taps == kr.taps
-    # A state within another module's, as a Lightning checkpoint has it.
+    # A state inside another module's state, as in a Lightning checkpoint.
     holder, holding = nn.ModuleDict({"kr": other}), nn.ModuleDict({"kr": kr})
     holder.load_state_dict(holding.state_dict())
 
@@ -173,7 +173,7 @@ def test_state_comes_back(teacher: nn.Module, student: nn.Module, pairs: Pairs) 
 def test_a_state_of_the_first_formulation_is_what_it_was(
     teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    """Such a state lacks the settings that came later; they are then as KR was, not as it is."""
+    """Such a state lacks later settings; they get the first formulation's values, not today's."""
     kr = make(teacher, student, pairs, **FORMER_OF_KR)
     assert kr.probes.grid == 1
     state = kr.state_dict()

@@ -1,4 +1,4 @@
-"""What a KRLoss refuses or warns of in a loop: outputs of other taps, rows that are no images."""
+"""What a KRLoss refuses or warns of in a loop: outputs of other taps, rows that are not images."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def make(teacher: nn.Module, student: nn.Module, **more: Any) -> KRLoss:
 
 
 def test_outputs_that_were_read_at_other_taps_are_refused(teacher: nn.Module) -> None:
-    """One run of a student serves two teachers, where both losses read it at the same taps.
+    """One forward pass of a student serves two teachers if both losses read the same taps.
 
-    Blocks of one shape would be taken for each other, and no number would tell.
+    Otherwise blocks of equal shape would be confused, and no number would show it.
     """
     student = LikeResNet(3).eval()
     first = make(teacher, student, student_taps=("layer1.0", "layer2.0"))
@@ -77,7 +77,7 @@ def test_a_tap_gives_one_row_for_each_image(teacher: nn.Module) -> None:
 
 
 class TokensFirst(nn.Module):
-    """Tokens lie in the first dimension, as torch's layers have them by default."""
+    """Tokens are in the first dimension, the default of torch's layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def test_what_a_loop_does_to_all_layers_leaves_the_probes(teacher: nn.Module) -> None:
-    """A module that holds student and loss, and initialises its layers at the end."""
+    """For example a module that holds student and loss, and finally initialises all layers."""
     student = LikeResNet(3)
     kr = make(teacher, student)
     whole = nn.ModuleDict({"student": student, "kr": kr})
@@ -118,14 +118,14 @@ def test_what_a_loop_does_to_all_layers_leaves_the_probes(teacher: nn.Module) ->
     names = list(kr.state_dict())
     whole.apply(initialise)
     torch.testing.assert_close(kr.tap_logits(BATCH[0]), before, rtol=0.0, atol=0.0)
-    assert not torch.equal(heads[0], next(kr.parameters()))  # these are trained, so they may be
+    assert not torch.equal(heads[0], next(kr.parameters()))  # heads are trained, so they may change
     assert list(kr.state_dict()) == names
 
 
 def test_heads_that_no_group_teaches_need_not_move(
     teacher: nn.Module, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Half way through a coarsening, the last head is not taught any more; the others learn."""
+    """Half way through a coarsening, one of three heads is still taught."""
     kr = make(teacher, LikeResNet(3), granularity=4, auxiliary_schedule="coarsening")
     kr.begin_epoch(0.5)
     assert (kr.method.group_weights[:-1] > 0.0).tolist() == [False, True, False]

@@ -1,4 +1,4 @@
-"""What a batch says of its images: labels, mixed and missing ones, and the teacher's knowledge."""
+"""What a batch holds of its images: labels, mixed and missing ones, the teacher's knowledge."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_what_the_teacher_says_is_detached() -> None:
 
 
 def test_the_cross_entropy_with_mixed_labels_by_hand() -> None:
-    """Each label counts as much as its image; an image without a label counts nothing."""
+    """Each label has the weight of its image; an image without a label contributes 0."""
     mixture = Mixture(torch.tensor([2, UNLABELLED]), torch.tensor([0.75, 0.25]))
     found = label_cross_entropy(LOGITS, torch.tensor([0, UNLABELLED]), mixture)
     log_p = LOGITS[0].double() - LOGITS[0].double().exp().sum().log()

@@ -1,4 +1,4 @@
-"""The methods on features, against values computed by hand or another way."""
+"""The methods on features, against values computed by hand or in another way."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestAT:
             torch.testing.assert_close(loss, torch.tensor([0.4]))
             loss = at_loss(pair[0] * 2, pair[1] * 2, reduction)
             torch.testing.assert_close(loss, torch.tensor([0.8]))
-        # A third position where nothing is: the same sum, over three positions.
+        # A third position, where both are 0: the same sum, over three positions.
         wider = [[F.pad(maps[0], (0, 1))] for maps in pair]
         torch.testing.assert_close(at_loss(*wider, "mean"), torch.tensor([0.8 / 3]))
         torch.testing.assert_close(at_loss(*wider, "sum"), torch.tensor([0.4]))

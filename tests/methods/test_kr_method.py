@@ -57,8 +57,8 @@ def example(size: int = 6) -> tuple[TapOutputs, Batch]:
 
 
 def group_logits(method: KR, student: TapOutputs) -> list[Tensor]:
-    """Three stages against a student of three taps: heads on both features."""
-    pooled = (student.features[0].flatten(1), student.features[1])  # a grid of 4 finds 2x2 cells
+    """Return the logits of three stages: of heads on both features, and the student's own."""
+    pooled = (student.features[0].flatten(1), student.features[1])  # maps of 2x2 have 2x2 cells
     heads = [
         nn.functional.linear(x, h.weight, h.bias) for x, h in zip(pooled, method.heads, strict=True)
     ]
@@ -136,7 +136,7 @@ def test_heads_sit_at_the_groups_relative_depth(
 
 @pytest.mark.parametrize(("alignment", "taps"), [("stage", (2, 3)), ("depth", (1, 2))])
 def test_heads_sit_where_the_alignment_says(alignment: str, taps: tuple[int, ...]) -> None:
-    """Stages of one and three taps, and of one and two: the groups end within the second."""
+    """Stages of 1 and 3 taps (teacher), 1 and 2 (student): all groups end in the second."""
     context = replace(CONTEXT, stage_ends=(1, 4), student_stage_ends=(1, 3))
     assert make(context, granularity=3, alignment=alignment).head_taps == taps
 
@@ -147,7 +147,7 @@ def test_heads_read_the_cells_of_a_grid(head_grid: int, cells: int) -> None:
     assert [head.in_features for head in method.heads] == [3 * cells, 7]
     student, _ = example()
     said = method.group_logits(student)[:, 0]
-    # A mirrored image is seen by a head with cells, and by none that reads one mean.
+    # Mirroring changes the output of a head with cells, but not of one that reads one mean.
     mirrored = TapOutputs(student.logits, (student.features[0].flip(3), student.features[1]))
     unmoved = torch.allclose(method.group_logits(mirrored)[:, 0], said, atol=1e-6)
     assert unmoved == (cells == 1)
@@ -169,7 +169,7 @@ def test_auxiliary_weight_zero_teaches_the_deepest_group_alone() -> None:
     deepest.group_weights[:-1] = 0.0
     assert torch.equal(terms["kr"], deepest(student, batch)["kr"])
     assert not torch.equal(make(auxiliary_weight=1.0)(student, batch)["kr"], terms["kr"])
-    # Groups that teach nothing are not counted among those whose classes are active.
+    # The mean of active classes leaves out groups that teach nothing.
     own, theirs = student.logits.detach(), batch.tap_logits[:, -1]
     p, q = ((logits / alone.temperature).softmax(dim=-1) for logits in (own, theirs))
     kept = recode(p - q, alone.settings.sparsity)[1].float().mean()
@@ -261,7 +261,7 @@ def test_auxiliary_groups_fall_to_nothing(progress: float) -> None:
 def test_groups_coarsen_until_one_is_left(
     progress: float, groups: Groups, heads: list[int]
 ) -> None:
-    """What is left is KR with fewer groups, taught through the heads where these end."""
+    """The result is KR with fewer groups, taught through the heads at their ends."""
     student, batch = example()
     method = make(granularity="stage", auxiliary_schedule="coarsening")
     method.begin_epoch(progress)
@@ -274,14 +274,14 @@ def test_groups_coarsen_until_one_is_left(
 
 
 def test_no_group_is_left_for_rounding_alone() -> None:
-    """At 11 of 30 with an end at 0.55 a third of three groups is left: one, not a hair more."""
+    """At epoch 11 of 30 with an end at 0.55, exactly one of three auxiliary groups is left."""
     method = make(granularity="layer", auxiliary_schedule="coarsening", auxiliary_until=0.55)
     left = []
     for epoch in (10, 11, 12):
         method.begin_epoch(epoch / 30)
         left.append(int((method.group_weights > 0).sum()))
     assert left == [3, 2, 2]
-    method.begin_epoch(torch.tensor(11 / 30, dtype=torch.float64))  # `KRLoss` takes it, too
+    method.begin_epoch(torch.tensor(11 / 30, dtype=torch.float64))  # `KRLoss` takes tensors, too
     assert int((method.group_weights > 0).sum()) == 2
 
 

@@ -1,4 +1,4 @@
-"""The learner joins student and method: compiled, data-parallel, and in descent."""
+"""The learner joins student and method: compiled, data-parallel, and in gradient descent."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def gradients(learner: nn.Module, batch: Batch) -> list[torch.Tensor]:
 
 
 class Witness(Method):
-    """Notes what it is run under."""
+    """Records whether autocast is on, and the dtypes of the student's outputs."""
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         self.autocast = torch.is_autocast_enabled("cpu")
@@ -66,7 +66,7 @@ def test_losses_are_outside_autocast_and_the_student_within() -> None:
     assert witness.dtypes == (torch.bfloat16, torch.bfloat16)
 
 
-# torch.compile looks at `.grad` of what a graph is given; it silences the warning, but pytest
+# torch.compile reads `.grad` of a graph's inputs. It silences the resulting warning, but pytest
 # turns it on again.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_equals_eager() -> None:

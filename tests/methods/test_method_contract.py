@@ -1,4 +1,4 @@
-"""What every registered method promises, whatever it computes."""
+"""What holds for every registered method, whatever it computes."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_every_part_of_the_student_learns(name: str, changes: dict[str, Any]) ->
 
 @every_method
 def test_nothing_is_read_back_to_the_host(name: str, changes: dict[str, Any]) -> None:
-    """Meta tensors hold no values: whatever makes a step wait for the device raises."""
+    """Meta tensors hold no values, so whatever makes a step wait for the device raises an error."""
     learner, batch = make(name, changes).to("meta"), make_batch(7)
     moved = {
         field: value.to("meta") for field, value in vars(batch).items() if torch.is_tensor(value)
@@ -150,7 +150,7 @@ def test_nothing_is_read_back_to_the_host(name: str, changes: dict[str, Any]) ->
         for kind, of_kind in batch.teacher_features.items()
     }
     on_meta = replace(batch, **moved, teacher_features=features)
-    # Past the learner's own forward, as there is no autocast for meta tensors.
+    # Bypass the learner's own forward, as meta tensors have no autocast.
     terms = learner.method(learner.tapped(on_meta.images), on_meta)
     total(terms).backward()
     assert all(value.is_meta for value in learner.method.diagnostics().values())
@@ -217,7 +217,7 @@ def test_finite_at_extreme_logits(
     generator = torch.Generator().manual_seed(3)
     logits = (scale * torch.randn(7, NUM_CLASSES, generator=generator)).to(dtype)
     labels = torch.cat([logits[:3].argmax(dim=-1), logits[3:].argmin(dim=-1)])
-    batch = replace(batch, labels=labels)  # surely right, and surely wrong
+    batch = replace(batch, labels=labels)  # confidently right, and confidently wrong
     logits.requires_grad_()
     features = tuple(
         (scale * torch.randn(7, *shape, generator=generator)).to(dtype) for shape in STUDENT_STAGES
@@ -373,7 +373,7 @@ def test_comparing_features_needs_them(name: str) -> None:
     with pytest.raises(KrscaleError, match="features, but the batch carries none"):
         learner(replace(make_batch(7), teacher_features={}))
     alone = replace(context(student_network()), teacher_shapes={})
-    if name not in ("pkt", "rkd"):  # which fit any features
+    if name not in ("pkt", "rkd"):  # these accept features of any shape
         with pytest.raises(KrscaleError, match="shapes of the teacher's"):
             build_method(name, alone, DistillConfig().model_dump())
 
@@ -413,7 +413,7 @@ def test_an_image_without_a_label_has_no_label_term_and_all_others(
     rows, labelled = [1, 4, 6], [0, 2, 3, 5]
     taught = batch.labels.clone()
     taught[rows] = batch.tap_logits[rows, -1].argmax(dim=-1)
-    # With the teacher's most likely class as the label, all but the label's own term is the same.
+    # With the teacher's most likely class as the label, only the label's own term differs.
     expected = learner(replace(batch, labels=taught)).terms
     found = learner(unlabelled(batch, rows)).terms
     assert_terms(found, 7)
@@ -424,13 +424,13 @@ def test_an_image_without_a_label_has_no_label_term_and_all_others(
     assert takes_unlabelled(name) == learner.method.takes_unlabelled
     if takes_unlabelled(name):  # the teacher teaches them
         assert (torch.stack(list(found.values())).sum(dim=0)[rows] != 0).all()
-    else:  # and without one they teach nothing
+    else:  # without a teacher they teach nothing
         assert found.keys() == {"ce"}
 
 
 @every_method
 def test_a_missing_label_is_no_class(name: str, changes: dict[str, Any]) -> None:
-    """Nothing may read -1 as an index: the last class would be taken for the label."""
+    """-1 must not be used as an index: the last class would be taken for the label."""
     learner, batch = make(name, changes), make_batch(7)
     assert batch.tap_logits is not None
     favoured = batch.tap_logits.clone()

@@ -24,7 +24,7 @@ OTHER_VALUES: dict[str, Any] = {
     "parameter_weight": 0.5,
     "reviewkd_warmup": 0.9,
 }
-"""Where twice or another choice would not do."""
+"""Values for settings where half the default or another choice would not do."""
 TOGETHER_WITH: dict[str, dict[str, Any]] = {
     "at_weight": {"at_reduction": "sum"},
     "alignment": {"granularity": "layer"},
@@ -33,8 +33,8 @@ TOGETHER_WITH: dict[str, dict[str, Any]] = {
 }
 """What else must be set for a setting to matter."""
 ELSEWHERE = {"posterior", "probe_grid"}
-"""The weights of further terms are those of combinations (test_method_registry.py); how the teacher
-is read shows in what is stored of it (tests/setup/test_kept_probes.py)."""
+"""Settings tested elsewhere: the weights of combined terms (test_method_registry.py), and how the
+teacher is read, which shows in its store (tests/setup/test_kept_probes.py)."""
 
 
 def other_value(cls: type[MethodSettings], field: str) -> Any:
@@ -47,7 +47,7 @@ def other_value(cls: type[MethodSettings], field: str) -> Any:
 
 
 def outcome(name: str, settings: MethodSettings, progress: float = 0.5) -> dict[str, Tensor]:
-    """All that a setting can change: terms, gradients, parts of the method's own."""
+    """Return all that a setting can change: terms and gradients, the method's own among them."""
     student = student_network()
     torch.manual_seed(5)
     method = METHODS[name](context(student), settings)

@@ -1,4 +1,4 @@
-"""What the losses of several methods compute with."""
+"""Functions that the losses of several methods share."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_by_hand() -> None:
     once = 0.5 * 0.5**2 / 3  # a pair is off by 1/2: once in the first two rows, twice in the third
     found = rkd_loss(student, teacher, 1.0, 0.0)
     torch.testing.assert_close(found, torch.tensor([once, once, 2 * once]))
-    # Cosines of the teacher 0, 3/5 and 4/5, of the student 1, -1 and 1; each stands twice in nine.
+    # Cosines of the teacher 0, 3/5 and 4/5, of the student 1, -1 and 1; each occurs twice in nine.
     cosines = [(1.0, 0.0), (-1.0, 0.6), (1.0, 0.8)]
     expected = [2 * huber(own - theirs) / 9 for own, theirs in cosines]
     torch.testing.assert_close(rkd_loss(student, teacher, 0.0, 1.0), torch.tensor(expected))

@@ -47,7 +47,7 @@ def attention(network, x):
     return network.layer(x, x, x, need_weights=False)[0]
 
 
-LAYERS = {  # of 16 tokens of 8 numbers: multiply-adds by hand
+LAYERS = {  # for 16 tokens of 8 numbers: multiply-adds by hand
     "encoder": (
         lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
         lambda network, x: network.layer(x),

@@ -1,4 +1,4 @@
-"""What stands where weights were expected: named, so that it can be mended."""
+"""A file of another kind in the place of weights is named, so that the user can fix it."""
 
 from __future__ import annotations
 

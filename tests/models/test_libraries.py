@@ -20,7 +20,7 @@ from krscale.progress import Progress
 from krscale.setup.build import Assets, build_training, trial_experiment
 from krscale.setup.prepare import prepare
 
-# What these libraries and torch deprecate is not ours to mend.
+# krscale cannot fix deprecations in these libraries and torch.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -139,7 +139,7 @@ def test_a_file_of_timm_is_loaded_unless_other_weights_take_its_place(tmp_path: 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small ViT for digits as transformers keeps it."""
+    """A small ViT for digits, saved by transformers."""
     transformers = library("transformers")
     path = tmp_path_factory.mktemp("hf") / "vit"
     config = transformers.ViTConfig(

@@ -1,4 +1,4 @@
-"""What networks and folders say of their preprocessing, read without the libraries they are of."""
+"""Preprocessing metadata of networks and folders, read without the libraries they come from."""
 
 import enum
 import json
@@ -237,7 +237,7 @@ def test_a_real_folder_says_what_its_processor_does(tmp_path: Path) -> None:
     assert found is not None
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     expected = processor(list(pixels), return_tensors="pt")["pixel_values"]
-    # It rounds to whole levels between scaling and normalising.
+    # The processor rounds to whole levels between scaling and normalising.
     torch.testing.assert_close(
         found.apply(pixels, (0.5,) * 3, (0.5,) * 3), expected, atol=0.02, rtol=0
     )

@@ -23,7 +23,7 @@ class Output:
 
 
 class Computing:
-    """Has logits and no dictionary entry of that name."""
+    """Has a property `logits`, and no entry of that name in its `__dict__`."""
 
     def __init__(self):
         self.hidden, self.other = OTHER, OTHER
@@ -41,7 +41,7 @@ class Slotted:
 
 
 class Wrapping(nn.Module):
-    """A classifier whose output is made of its logits by a function."""
+    """A classifier whose output is a given function of its logits."""
 
     def __init__(self, form):
         super().__init__()
@@ -146,7 +146,7 @@ def test_the_network_can_be_traced_for_export():
     assert torch.allclose(program.module()(images), model(images))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch, as it compiles
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # from torch.compile
 def test_wrappers_are_taken_off_inside_and_outside():
     inner = nn.Sequential(torch.compile(nn.Linear(4, 4)), nn.DataParallel(nn.Linear(4, 3)))
     names = set(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).state_dict())

@@ -1,4 +1,4 @@
-"""Preprocessing against its formula written out in float64, and against what was done before it."""
+"""Preprocessing against its formula in float64, and against the normalisation used before it."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from krscale.models.preprocessing import (
 )
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-"""Of the data, red first."""
+"""Mean and std of the data, in RGB order."""
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_weights_that_are_not_finite_are_named():
 
 
 def test_a_state_that_is_not_of_tensors_alone_is_refused():
-    """As of quantised networks, whose packed weights no file of tensors could hold."""
+    """For example of quantised networks: a file of tensors cannot hold their packed weights."""
 
     class Packed(nn.Linear):
         def get_extra_state(self):

@@ -117,7 +117,7 @@ def test_the_dial_is_no_option():
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_networks_that_no_machine_can_build_are_refused_at_once(name):
-    """A billion blocks were built for hours, and sizes that torch cannot hold were a traceback."""
+    """Else a billion blocks take hours to build, and sizes beyond torch's give a traceback."""
     numbers = {"num_blocks", "num_stages", "stem_channels", "expansion", "depth"}
     for option in numbers & set(inspect.signature(ZOO[name]).parameters):
         for value in (10**9, 10**30, 0, -1, 2.5, True):
@@ -138,7 +138,7 @@ def test_a_network_larger_than_the_memory_is_refused(monkeypatch):
 
 
 def test_a_gpu_whose_memory_is_taken_is_no_mistake(monkeypatch):
-    """A trial without memory runs once more, alone, which is known by the class of its error."""
+    """A trial that runs out of memory, known by its class of error, is run again alone."""
 
     def without_memory(num_classes, in_channels, width):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")

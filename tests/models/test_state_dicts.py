@@ -45,7 +45,7 @@ def test_a_model_whose_own_names_have_wrappers():
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.module."])
 def test_weights_of_a_pytorch_that_counted_no_batches(prefix):
-    """`load_state_dict` takes them too; what they count is used while training alone."""
+    """`load_state_dict` accepts them, too; the count of batches is used in training only."""
     old = {key: value for key, value in STATE.items() if "num_batches_tracked" not in key}
     found = fit(named(prefix, old), Net(), "w.pt")
     assert found.state.keys() == STATE.keys()

@@ -106,7 +106,7 @@ def test_what_scripts_keep_beside_the_weights_is_passed_over(name, zipped, tmp_p
      b"X\x08\0\0\0AAAAAAAA\x86R"],
 )  # fmt: skip
 def test_nothing_is_made_of_them_whatever_their_arguments(forged, tmp_path):
-    """An array of objects would be pointers that the file has written."""
+    """An array of objects would consist of pointers read from the file."""
     found = read_torch(edited(tmp_path / "w.pt", only(forged)))
     assert type(found).__name__ == "Kept"
     assert not vars(found)
@@ -133,12 +133,12 @@ def edited(path, change, compression=zipfile.ZIP_STORED, extra=()):
 
 
 def sized(number):
-    """Return an edit: the number of elements of the storage, and of the tensor, is another."""
+    """Return an edit that changes the number of elements of the storage and of the tensor."""
     return lambda content: content.replace(b"K\x04", b"J" + struct.pack("<i", number))
 
 
 def only(value, *parts):
-    """Return an edit: the pickle is another one."""
+    """Return an edit that replaces the pickle."""
     return lambda _: b"\x80\x02" + value + b"."
 
 
@@ -286,7 +286,7 @@ def test_code_never_runs(protocol, zipped, tmp_path):
 
 
 def test_a_library_that_would_unpickle_reads_weights_alone(tmp_path, monkeypatch):
-    """As timm does with what `checkpoint_path` names."""
+    """timm unpickles the file that `checkpoint_path` names in this way."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"w": Runs(tmp_path / "canary")}, tmp_path / "w.pth")
     with only_weights(), pytest.raises(pickle.UnpicklingError):
@@ -310,7 +310,7 @@ def test_a_library_that_would_unpickle_reads_weights_alone(tmp_path, monkeypatch
 
 
 def test_the_checkpoint_of_a_stranger_is_looked_through_too(tmp_path):
-    """Its manifest has the checksum of whatever it holds."""
+    """Its manifest has the right checksum, whatever the file holds."""
     save_checkpoint(tmp_path / "c", {"epoch": 1})
     manifest = tmp_path / "c" / "manifest.json"
     for content in (pickle.dumps(Runs(tmp_path / "canary")), pickle.dumps([1]), b"nothing"):

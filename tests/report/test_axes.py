@@ -1,4 +1,4 @@
-"""The range of the data: the same in the picture and on the page to explore."""
+"""The axes show the range of the data: the same in the picture and on the interactive page."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_the_range_by_hand():
     # 10 to 95: 6 % of 85 are 5.1 points, and nothing is above 100.
     assert accuracy_range([CURVES["a collapsed method"]]) == pytest.approx((4.9, 100.0), abs=1e-9)
     # Two seeds a point apart: the mean of 0.5 % has an interval of 12.706 / 2 points on each side,
-    # of which the lower part is cut at 0; half a point is free above.
+    # cut at 0 below; half a point is left free above.
     assert accuracy_range([CURVES["near 0"]]) == pytest.approx((0.0, 7.353), abs=1e-3)
     assert accuracy_range([FOUR, CURVES["one method"]]) == pytest.approx((50 - 0.06 * 47, 99.82))
 
@@ -209,4 +209,4 @@ def test_no_two_of_eight_runs_have_one_line_style(drawn):
     assert len({(line._dash_pattern[0], str(line._dash_pattern[1])) for line in lines}) == 8
     traces = [trace for trace in _figure(curves)["data"] if "line" in trace]
     assert len({trace["line"]["dash"] for trace in traces}) == len(traces) == 8
-    plotly.graph_objects.Figure(_figure(curves))  # refuses dashes that plotly does not know
+    plotly.graph_objects.Figure(_figure(curves))  # raises for unknown dashes

@@ -1,4 +1,4 @@
-"""What a report says of images without labels: how many, and what they gave."""
+"""What a report states of images without labels: how many there are, and what they gain."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_runs_that_differ_in_more_are_no_pair(other: Curve) -> None:
 
 
 def test_runs_whose_data_or_teacher_is_not_known_are_no_pair() -> None:
-    """Of neither is it known that it is the same: curves of before have no fingerprints."""
+    """Older curves have no fingerprints, so it is unknown whether data and teacher are the same."""
     for lacking in ("data", "teacher"):
         curves = []
         for curve in (make(), with_them()):

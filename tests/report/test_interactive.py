@@ -1,4 +1,4 @@
-"""The figure to explore: what is in it, and that a real browser shows it without a network."""
+"""The interactive figure: its content, and that a real browser shows it without a network."""
 
 import itertools
 import re
@@ -54,7 +54,7 @@ def make(name: str = "digits") -> Curve:
 def test_points_intervals_front_and_teacher_are_in_the_figure() -> None:
     curve = make()
     figure = _figure([curve])
-    plotly.graph_objects.Figure(figure)  # refuses names that plotly does not know
+    plotly.graph_objects.Figure(figure)  # raises for unknown names
     plain, kr, front = figure["data"]
     assert [trace["name"] for trace in figure["data"]] == ["plain", "kr", "Pareto front"]
     assert plain["y"] == pytest.approx([89.0, 98.0])
@@ -81,7 +81,7 @@ def test_no_two_methods_look_alike() -> None:
         (trace["marker"]["color"], trace["marker"]["symbol"]) for trace in drawn if "line" in trace
     }
     assert len(looks) == len(methods)
-    plotly.graph_objects.Figure({"data": drawn})  # refuses a symbol that there is not
+    plotly.graph_objects.Figure({"data": drawn})  # raises for an unknown symbol
 
 
 def test_buttons_move_every_point_to_the_other_axes() -> None:
@@ -126,7 +126,7 @@ def test_a_name_cannot_break_out(tmp_path) -> None:
 
 @pytest.fixture
 def offline(tmp_path):
-    """A browser without a network, which must neither complain nor ask for anything outside."""
+    """A browser without a network, which must log no error and request nothing from outside."""
     with chromium(tmp_path / "profile", (1100, 900)) as driver:
         driver.set_network_conditions(offline=True, latency=0, throughput=0)
         requested(driver)  # the empty page it starts with
@@ -224,7 +224,7 @@ def test_a_reader_sees_the_curves_apart(tmp_path, offline) -> None:
     assert len(apart) == 3
     assert min(apart) > 0.1 * (bottom - top), "of 0.6 points, where 0 to 100 would be 2 pixels"
 
-    # A double click shows all students again on the axis that is chosen, not on the first one.
+    # A double click shows all students again on the chosen axis, not on the first one.
     offline.find_elements(By.CSS_SELECTOR, ".updatemenu-button")[1].click()
     wait_for(lambda: offline.execute_script(RANGES)[0][0] > 10_000, "the axis of FLOPs")
     plot = offline.find_element(By.CSS_SELECTOR, ".nsewdrag")

@@ -1,4 +1,4 @@
-"""The page for strangers: complete, self-contained, well-formed, and safe."""
+"""The report page: complete, self-contained, well-formed, and safe."""
 
 import base64
 import csv
@@ -139,7 +139,7 @@ def study(method: str, capacity: str, **changes: object) -> StudyInsight:
 
 
 def rows_of(text: str, title: str) -> list[list[str]]:
-    """The cells of the table under a heading, read by another parser than ours."""
+    """Return the cells of the table under a heading, read by regular expressions."""
     section = text.split(f">{title}</h2>")[1].split("<h2>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", section)
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
@@ -181,7 +181,7 @@ def test_convergence_of_the_search_and_of_the_trainings(tmp_path, monkeypatch) -
         studies=(
             study(
                 "kr", "1/16", best_so_far=(None, 0.90, 0.96, 0.961, 0.964),
-                # Near its end after two epochs, but not to stay.
+                # Near its final value after two epochs, but not for good.
                 learning=(0.5, 0.96, 0.7, 0.955, 0.96),
             ),
             study("plain", "1/4", best_so_far=(None, None)),

@@ -44,7 +44,7 @@ PARTS = "def scale(x):\n    return x * {factor}\n"
 
 
 class Silent:
-    """A reporter that keeps nothing."""
+    """A reporter that ignores everything."""
 
     def phase(self, title: str) -> None: ...
 
@@ -193,7 +193,7 @@ def test_a_folder_without_the_record_gets_it_and_that_is_said(
 
 
 def spool(folder: Path, *known: str) -> None:
-    """Write what an older krscale recorded for MLflow, among what cannot be read."""
+    """Write what an older krscale recorded for MLflow, among unreadable lines."""
     starts = [{"op": "start", "content": {"tags": {"krscale.data": name}}} for name in known]
     logs = [{"op": "log", "content": {"tags": {"krscale.data": "start"}}}, {"op": "spool"}]
     (folder / "tracking").mkdir(exist_ok=True)
@@ -348,7 +348,7 @@ def test_a_student_is_not_trained_again_with_other_code(
     values = {f"{network_of}.model": "bound_net:Net", f"{network_of}.options": {}}
     own = with_values(experiment, values, "test")
     data = Setup.resolve(own, Silent()).dataset
-    check_networks(folder, own, data, "1/4")  # of a run that is older than the record
+    check_networks(folder, own, data, "1/4")  # a run from before there was a record
     start(own, folder)
     check_networks(folder, own, data, "1/4")
     (network / "bound_parts.py").write_text(PARTS.format(factor=3))
@@ -361,7 +361,7 @@ def test_a_student_is_not_trained_again_with_other_code(
 def test_other_preprocessing_that_a_network_says_of_itself(
     experiment: Experiment, folder: Path, network: Path
 ) -> None:
-    """Its attribute may come from a file beside its weights, whose code and answers stay."""
+    """The attribute may come from a file beside the weights; code and outputs stay the same."""
     source = (network / "bound_net.py").read_text()
     said = """
         self.preprocessing = {{"mean": [{0}, {0}, {0}], "std": [0.5, 0.5, 0.5]}}
@@ -488,7 +488,7 @@ def test_the_same_command_on_other_images(
     (weights,) = (tmp_path / "runs").glob("*/student.safetensors")
     assert (weights.parent / "earlier-1" / weights.name).exists()
     assert main(arguments) == 0
-    (weights.parent / ORIGIN_FILE).unlink()  # as of an older krscale
+    (weights.parent / ORIGIN_FILE).unlink()  # as in a run of an older krscale
     capsys.readouterr()
     assert main([*arguments]) == 0
     assert "older than the record of its data" in capsys.readouterr().err

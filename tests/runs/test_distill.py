@@ -32,7 +32,7 @@ CALM = (
 
 def distil(storage: Path, *settings: str) -> dict[str, object]:
     arguments = ["--json", *overrides(*SMALL, f"storage_path={storage}", UNEVEN, *settings)]
-    torch.set_num_threads(1)  # also in fixtures: the same weights again, bit by bit
+    torch.set_num_threads(1)  # also in fixtures: makes weights equal, bit by bit
     done = here("distill", arguments)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
@@ -41,7 +41,7 @@ def distil(storage: Path, *settings: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
-    """One for all, so that the teacher is trained once; with MLflow's database."""
+    """One storage for all tests, so that the teacher is trained once; with MLflow's database."""
     folder = tmp_path_factory.mktemp("storage")
     shutil.copy(empty_database, folder / "mlflow.db")
     return folder
@@ -49,7 +49,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    """One for all."""
+    """One Ray for all tests."""
     with one_ray(num_cpus=2):
         yield
 
@@ -85,7 +85,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(
 ) -> None:
     run = Path(str(student["weights"])).parent
     expected = load_file(str(student["weights"]))
-    # What a kill after two of three epochs leaves: the checkpoint, and neither weights nor result.
+    # A kill after two of three epochs leaves the checkpoint, but no weights and no result.
     (run / "student.json").unlink()
     (run / "student.safetensors").unlink()
     _rewind(run)
@@ -120,7 +120,7 @@ def _rewind(run: Path) -> None:
 @pytest.mark.drill
 @pytest.mark.parametrize(("section", "seed"), [("train", 7), ("teacher", 8)])
 def test_more_workers_than_the_cluster_has(section: str, seed: int, storage: Path) -> None:
-    """The teacher's seed is a new one: a teacher that is kept needs no workers."""
+    """The teacher needs a new seed: a kept teacher needs no workers."""
     workers = (f"{section}.num_workers=64", f"teacher.seed={seed}")
     many = (f"storage_path={storage}", "name=many", *workers)
     done = here("distill", overrides(*SMALL, *many))

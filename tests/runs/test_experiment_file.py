@@ -1,4 +1,4 @@
-"""Which experiments may go on in the folder of a run that has begun."""
+"""Which experiments may continue in the folder of a run that has begun."""
 
 from __future__ import annotations
 

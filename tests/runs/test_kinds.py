@@ -1,4 +1,4 @@
-"""What a command says of a folder that is not what it needs: what it is, and the way on."""
+"""A command that needs another folder says what the given one is, and how to go on."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_commands_that_take_any_run_say_what_else_it_is(
 def test_a_run_in_the_place_of_its_storage_is_refused(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`clean` found nothing to remove, and `ui` no database that a search would make."""
+    """Otherwise `clean` finds nothing to remove, and `ui` no database, which a search makes."""
     folder = search(tmp_path)
     assert main([*command.split(), "--storage-path", str(folder)]) == 2
     expected = f"{folder} is the folder of a run; its storage is {tmp_path}."

@@ -1,4 +1,4 @@
-"""What runs of an older krscale say of their data."""
+"""What runs of an older krscale record of their data."""
 
 import os
 from pathlib import Path

@@ -20,7 +20,7 @@ from krscale.report import read_curve
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 ARCHIVE = Path(__file__).parent / "older" / "runs_3afaaac.tar.xz"
-# As the message of a start without them prints them.
+# As printed by a start without them.
 FORMER = ("distill.alignment=depth", "distill.auxiliary_schedule=constant",
           "distill.probe_grid=1", "distill.kr_weight=2.0")  # fmt: skip
 COMMON = ("teacher.width=8", "teacher.num_epochs=2", "search.methods=['plain', 'kr']",
@@ -40,7 +40,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counted(studies: dict[str, optuna.Study]) -> dict[str, int]:
-    """Ended trials of every study that were not interrupted."""
+    """Return the number of trials of every study that were not interrupted."""
     return {
         name: sum(not trial.user_attrs.get("interrupted") for trial in study.trials)
         for name, study in studies.items()
@@ -79,7 +79,7 @@ def test_a_finished_search_has_nothing_left_to_do(storage: Path) -> None:
         for method in ("plain", "kr"):
             found, kept = size.methods[method], former.methods[method]
             assert (found.seeds, found.best) == (kept.seeds, kept.best)
-            # Of 450 images one or two may fall on the other side on another processor.
+            # Another processor may classify one or two of the 450 images differently.
             assert found.test_accuracy == pytest.approx(kept.test_accuracy, abs=0.01)
 
 

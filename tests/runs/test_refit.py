@@ -1,4 +1,4 @@
-"""Under which key a student that is trained again is kept; the training: tests/cli/test_pick.py."""
+"""The key under which a refitted student is kept; the training: see tests/cli/test_pick.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MLflow's registry is told of a student."""
+"""What is sent to MLflow's registry about a student."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ CARD = StudentCard(
 
 
 def delivery(card: StudentCard, *files: Any) -> Delivery:
-    """Of the better of two seeds, whose mean on validation is 52.2 %."""
+    """Return a delivery of the better of two seeds, whose mean on validation is 52.2 %."""
     result = MethodResult.over_seeds(
         seeds=(1000, 1001), val_accuracies=(0.42551, 0.61849), test_accuracies=(0.4, 0.5871),
         num_trials=2, num_pruned=0, num_failed=0, best={},
@@ -62,7 +62,7 @@ def test_what_waits_for_mlflow_is_not_replaced_by_the_next_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = MagicMock(num_refused=0)
-    tracker.close.return_value = 1  # MLflow is away
+    tracker.close.return_value = 1  # MLflow is unreachable
     monkeypatch.setattr(module, "reopen", lambda *_, **__: tracker)
     monkeypatch.setattr(module, "read_experiment", lambda _: load(None, []))
     monkeypatch.setattr(module, "last_start", lambda _: None)

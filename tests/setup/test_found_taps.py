@@ -1,4 +1,4 @@
-"""Taps of networks that name none: found once, written into the experiment, stages and all."""
+"""Taps of networks that name none: found once, and written into the experiment with stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each network sees the view in its own way: chosen, said, part of fingerprints, and applied."""
+"""Each network has its own preprocessing: chosen, reported, part of fingerprints, and applied."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 class Notes(Progress):
-    """Keeps what a user is told."""
+    """Keeps the notes for the user."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True, planned={})
@@ -84,11 +84,11 @@ def test_metadata_is_of_the_weights_and_not_asked_without_them() -> None:
 def test_what_ones_own_network_says_itself_is_followed_without_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It may load weights in a way that nothing shows."""
+    """Such a network may load weights in a way that krscale cannot detect."""
     said = dict(own_teacher.Described.pretrained_cfg)
     at_our_size = Preprocessing(**{**OWN.__dict__, "input_size": None})
     network = own_teacher.Own(6, 3, 8)
-    network.pretrained_cfg = {**said, "mean": (1.0, 2.0, 3.0)}  # timm's is there without weights
+    network.pretrained_cfg = {**said, "mean": (1.0, 2.0, 3.0)}  # timm sets it without weights, too
     own = load(None, ["teacher.model=own_teacher:Own", "student.model=own_teacher:Own",
                       "teacher.options={}", "student.options={}"])  # fmt: skip
     assert choose_preprocessing(own.student, network, 3, "student") == DEFAULT
@@ -138,7 +138,7 @@ def test_numbers_that_do_not_fit_the_images_are_refused() -> None:
 
 
 def test_defaults_leave_fingerprints_as_they_were(tmp_path: Path) -> None:
-    # Of the commit before there was a choice.
+    # Settings and fingerprint of the last commit without this choice.
     former = [f"distill.{name}={json.dumps(value)}" for name, value in FORMER_OF_KR.items()]
     former.append(f"distill.kr_weight={FORMER_WEIGHT}")
     assert load(None, former).fingerprint() == "8bf8a494dc9634ac"
@@ -165,7 +165,7 @@ def test_a_run_older_than_the_choice_goes_on_as_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prepared, list[str]]:
-    """A teacher of 32 pixels, blue first, and students of 24, for images of 16."""
+    """A teacher with 32x32 BGR inputs, and students with 24x24 inputs, for images of 16x16."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("own")
     weights = own_teacher.train(folder / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""Probes of several grids beside one kept teacher: none disturbs another, or what was stored."""
+"""Probes of several grids beside one kept teacher do not affect each other or existing stores."""
 
 from __future__ import annotations
 

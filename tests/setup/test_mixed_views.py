@@ -1,4 +1,4 @@
-"""From a config with mixed views to trained students, and who is refused."""
+"""From a config with mixed views to trained students, and which methods are refused."""
 
 from pathlib import Path
 

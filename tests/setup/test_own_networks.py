@@ -42,7 +42,7 @@ class Digits:
 
 
 def resolved(*settings: str) -> tuple[Networks, tuple[str, ...]]:
-    """What a plan and a start do first, but for the data and the sizes of the ladder."""
+    """Do what a plan and a start do first, except for the data and the sizes of the ladder."""
     networks = Networks.resolve(experiment(*settings), Digits())
     networks.check()
     return networks, check_weights(networks)
@@ -219,7 +219,7 @@ def test_what_was_dropped_of_weights_is_noted(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prepared]:
-    """A compiled teacher with weights of its own in an auxiliary output, and a ladder of two."""
+    """A teacher that loads its own weights, and a ladder of two students."""
     folder = tmp_path_factory.mktemp("own")
     torch.manual_seed(1)
     save_file(Net(10).state_dict(), folder / "net.safetensors")
@@ -311,7 +311,7 @@ def test_the_students_are_not_searched(tmp_path: Path) -> None:
 def test_what_is_trained_and_built_once_is_refused(
     role: str, build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of its trainings would go on from the one before, if they share a process."""
+    """In one process, each of its trainings would go on from the weights of the one before."""
     name = f"{role}_once_{abs(hash(build))}"
     text = f"import functools\nfrom torch import nn\nfrom odd_networks import Net\n{build}\n"
     (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
@@ -331,7 +331,7 @@ def test_what_is_trained_and_built_once_is_refused(
 def test_a_teacher_with_weights_may_be_built_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module is imported first where networks are built without values, to see shapes."""
+    """The module is first imported where networks are built on meta tensors, for their shapes."""
     text = (
         "from odd_networks import Net\nNET = Net(n_classes=10, width=300)\n"
         "def build(): return NET\n"

@@ -1,4 +1,4 @@
-"""From a config to a training: where the gains come from, and which term is not finite."""
+"""From a config to a training: the source of the gains, and the name of a non-finite term."""
 
 import resource
 import shutil
@@ -87,7 +87,7 @@ def test_whatever_term_of_kr_is_not_finite_is_named(
 def test_a_full_disk_while_a_teacher_is_kept_leaves_nothing_and_what_was_left_is_swept(
     prepared: tuple[Experiment, Prepared],
 ) -> None:
-    """The limit on a file's size is a real full disk to whoever writes it."""
+    """To the code that writes, the limit on a file's size acts like a full disk."""
     experiment, facts = prepared
     teachers, dataset = Path(facts.teacher_path).parent, open_data(Path(facts.data_path))
     left = teachers / f".abc.{uuid4().hex}"
@@ -133,7 +133,7 @@ def test_positions_are_stored_and_compared_where_they_have_a_weight(
     assert training.learner.tapped.stages == ("stages.0", "stages.1", "last")
     metrics = training.run_epoch()
     assert 0.0 < metrics["train/where"] < 10.0
-    # The teacher saw the very images, mixed ones too: its own map differs by what was rounded.
+    # The stored maps are of these very images, mixed ones too: they differ only by rounding.
     batch = next(iter(training.loader.epoch(0)))
     teacher = open_teacher(experiment, open_data(Path(found.data_path)), Path(found.teacher_path))
     read = TappedModel(teacher.tapped.model, (), ("stages.0", "stages.1", "last")).eval()
@@ -160,7 +160,7 @@ def test_stages_of_one_position_are_named_before_anything_is_stored() -> None:
 def test_a_teacher_that_is_made_again_teaches_by_stores_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails if students learn what a teacher of before had said."""
+    """Fail if students learn from the outputs of an earlier teacher."""
     torch.set_num_threads(1)
     small = ("teacher.width=2", "teacher.num_epochs=1", "views.num_views=1", "distill.method=kd")
     experiment = load(None, [*small, "search.methods=['kd']", f"storage_path={tmp_path}"])

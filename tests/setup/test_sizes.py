@@ -74,5 +74,5 @@ def test_rungs_that_a_multiple_throws_together_are_refused() -> None:
 )
 def test_a_student_that_looks_at_its_images_is_measured_without_meta_tensors(sizes: str) -> None:
     shares = "ladder.capacities=['1/64']"
-    # Built on meta tensors, it fails there only when it runs.
+    # It can be built on meta tensors, but its forward pass fails on them.
     assert sizes_of(shares, sizes.format("looks at images")) == sizes_of(shares, sizes.format(""))

@@ -1,4 +1,4 @@
-"""Probes and checks of a teacher see every class, in whatever order the images come."""
+"""Probes and checks of a teacher cover every class, whatever the order of the images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def in_turns(num_images: int) -> Any:
-    """A data set whose images of 2 x 2 grey pixels run through the classes again and again."""
+    """Return a data set of grey 2x2 images that cycle through the classes."""
     labels = np.arange(num_images) % NUM_CLASSES
     images = np.broadcast_to(labels[:, None, None, None] * 60, (num_images, 1, 2, 2))
     split = Split(np.ascontiguousarray(images, np.uint8), labels)
@@ -32,7 +32,7 @@ def in_turns(num_images: int) -> Any:
 
 
 class Nearest(nn.Module):
-    """Right for every image, with its own classes one further."""
+    """Right for every image, but with its classes shifted by one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Nearest(nn.Module):
 
 
 def test_a_probe_of_fewer_images_is_fitted_to_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap_reading, "MAX_NUMBERS", 32)  # of 4 numbers an image: every second one
+    monkeypatch.setattr(tap_reading, "MAX_NUMBERS", 32)  # 4 numbers an image: every second image
     fitted: list[Tensor] = []
     fit = tap_reading.fit_probe
 

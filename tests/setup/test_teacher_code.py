@@ -1,4 +1,4 @@
-"""Whose code a teacher is made of."""
+"""Which code a teacher is made of."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_read_counts(read: Reader, tmp_path: Path) -> None:
 def test_what_is_imported_within_installed_code_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Imports are not followed there; what the network answers tells."""
+    """Imports are not followed there; the outputs of the network show the change."""
     package = tmp_path / "site-packages" / "installed_pkg"
     package.mkdir(parents=True)
     monkeypatch.syspath_prepend(package.parent)
@@ -204,7 +204,7 @@ def test_the_files_that_a_library_builds_a_network_from_count(
 
 
 class Noisy(nn.Sequential):
-    """A student of a script."""
+    """A student that a script defines."""
 
 
 def test_what_a_given_student_does_in_training_alone_counts(
@@ -233,7 +233,7 @@ def test_what_a_given_student_does_in_training_alone_counts(
 
 
 class Printing(nn.Linear):
-    """A layer that prints what only a network with values has, or something else each time."""
+    """A layer whose representation needs a value of its weights, or differs each time."""
 
     def __init__(self, what: str) -> None:
         super().__init__(64, 10)

@@ -1,4 +1,4 @@
-"""A teacher that several workers train: where it lands, what is asked for, what is refused."""
+"""A teacher that several workers train: its folder, what is requested, what is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = (
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # the same weights again, bit by bit
+    torch.set_num_threads(1)  # makes weights equal, bit by bit
 
 
 def experiment(storage: Path, *settings: str) -> Experiment:
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def train(asked: list[Path], settings: Experiment, dataset: Dataset, *others: object) -> None:
-    """Train as one worker of Ray Train would, and leave what it leaves."""
+    """Train as one worker of Ray Train would, and leave the same folder."""
     folder, model = others[-2:]
     assert isinstance(model, nn.Module)
     assert isinstance(folder, Path)
@@ -71,7 +71,7 @@ def test_a_teacher_of_several_workers_is_the_same_in_the_same_folder(tmp_path: P
     assert [p.name for p in asked] == [f".{Path(found['one'].teacher_path).name}.unfinished"]
     assert not asked[0].exists()
     assert found["one"].teacher == found["many"].teacher
-    # It is there now, for any number of workers and without any.
+    # The kept teacher serves any number of workers, and one process without workers.
     with Progress(quiet=True, planned={}) as progress:
         again = prepare(experiment(tmp_path / "one", "teacher.num_workers=2"), progress)
     assert again.teacher_path == found["one"].teacher_path

@@ -1,4 +1,4 @@
-"""A teacher is measured before it teaches, and stopped with the cause where it is fed wrongly."""
+"""A teacher is measured before it teaches; where its inputs are wrong, the error names why."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ RIGHT = dict(setting.split("=", 1) for setting in own_teacher.SETTINGS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of 16 pixels, and teachers whose classes are in our order, and in another."""
+    """Images of 16x16, and teachers whose classes are in the data's order, and in another."""
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("quality")
     own_teacher.write_folder(path / "images", 420)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, weights: str = "right", **changes: object) -> list[str]:
-    """Of an experiment with the right preprocessing, but for the changes."""
+    """Return settings of an experiment with the right preprocessing, except for the changes."""
     fields = RIGHT | {f"teacher.preprocessing.{name}": value for name, value in changes.items()}
     given = [f"{name}={value}" for name, value in fields.items() if value is not None]
     return [
@@ -99,7 +99,7 @@ def test_a_teacher_that_is_fed_wrongly_is_stopped_or_nearly_as_good(
     if wrong in ("its size", "all of it"):
         assert "input_size = [32, 32]" in error
     with pytest.raises(UserError, match="of validation right"):
-        prepared(experiment)  # what is kept of it does not let it pass
+        prepared(experiment)  # the kept measurement does not let it pass
     allowed = load(None, [*settings(folder, **WRONG[wrong]), "teacher.allow_poor=true"])
     assert prepared(allowed) < 0.9
 
@@ -148,7 +148,7 @@ def test_a_callable_of_ones_own_takes_the_order_as_a_setting(folder: Path, capsy
 
 
 class Neighbour(torch.nn.Module):
-    """Gives the class after that of the most similar image, at any brightness and contrast."""
+    """Returns the class after that of the most similar image, whatever brightness and contrast."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ METADATA = {
     "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "input_size": (3, 64, 64),
     "interpolation": "bicubic", "pixel_range": "0..255", "channel_order": "bgr",
 }  # fmt: skip
-"""What a network may say, unlike every default."""
+"""Metadata that a network may have; each value differs from the default."""
 
 
 def test_settings_of_a_candidate_are_read_as_that_candidate(folder: Path) -> None:
@@ -240,7 +240,7 @@ def test_settings_of_a_candidate_are_read_as_that_candidate(folder: Path) -> Non
 def test_the_advice_is_no_advice_once_it_is_followed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network says a size that it is bad at; the data's own size must be sayable."""
+    """The network declares a size that suits it badly; settings must allow the data's own size."""
     monkeypatch.setattr(
         own_teacher.Own, "pretrained_cfg", METADATA | {"input_size": (3, 2, 2)}, raising=False
     )
@@ -312,11 +312,11 @@ def test_a_teacher_that_never_learned_is_stopped(folder: Path) -> None:
     ],
 )
 def test_outputs_that_are_no_logits_are_told(model: str, said: str, folder: Path) -> None:
-    """Right in as many images as before; but what they teach is nearly the same for all classes."""
+    """As accurate as before, but the soft targets are nearly the same for all classes."""
     made = load(None, [*settings(folder), f"teacher.model=own_teacher:{model}"])
     with pytest.raises(UserError, match=said):
         prepared(made)
-    if model == "Probabilities":  # and by the command that finds out what else may be wrong
+    if model == "Probabilities":  # also by `krscale teacher check`
         dataset = prepare_data(made.data, made.cache_path)
         with pytest.raises(UserError, match=said):
             foreign_teacher(made, dataset, CPU)

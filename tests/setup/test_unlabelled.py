@@ -1,4 +1,4 @@
-"""From `data.unlabelled` to trained students: who learns from what, and what stays as it was."""
+"""From `data.unlabelled` to trained students: who learns from what, and what is unchanged."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_a_refit_learns_from_train_validation_and_them(
 def test_what_a_run_rests_on_has_them(
     root: Path, found: tuple[Prepared, Setup, list[str]], without: Prepared
 ) -> None:
-    """So that `krscale verify` compares their images and store, and `krscale clean` keeps both."""
+    """`krscale verify` compares their images and store, and `krscale clean` keeps both."""
     shared = Shared.of(experiment(root))
     stores = (found[0].store_path, *found[0].feature_paths.values())
     assert set(shared.stores) == set(map(Path, stores))
@@ -244,7 +244,7 @@ def test_what_a_run_rests_on_has_them(
 def test_they_are_known_where_the_network_is_not(
     root: Path, found: tuple[Prepared, Setup, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module of the user's own is not found from every folder; `krscale clean` took them then."""
+    """The user's module is not found from every folder; `krscale clean` must not remove them."""
 
     def lost(*_: object) -> None:
         raise UserError("student.model: no module 'my_net'")

@@ -13,13 +13,13 @@ from krscale.storage.address import CACHE_VARIABLE, working_folder
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    """Of a storage in a folder that no machine looks into otherwise."""
+    """URI of a storage, in a folder that machines access in no other way."""
     return f"file://{tmp_path / 'bucket'}"
 
 
 @pytest.fixture
 def machine(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Make this process one on a machine of this name; return its working folder."""
+    """Let this process act as a machine of this name; return its working folder."""
 
     def on(name: str) -> Path:
         monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / name))
@@ -32,6 +32,6 @@ def machine(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pauses; what the thread would do is done by the tests."""
+    """Remove the pauses; the tests do the work of the thread."""
     monkeypatch.setattr(driver_lock, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)

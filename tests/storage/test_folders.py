@@ -21,7 +21,7 @@ Machine = Callable[[str], Path]
 
 
 def made(path: Path, content: bytes = b"12345678") -> Path:
-    """A folder with a file, one in a folder of it, and a hidden one."""
+    """Make a folder with a file, a file in a subfolder, and a hidden file."""
     (path / "parts").mkdir(parents=True)
     (path / "whole.arrow").write_bytes(content)
     (path / "parts" / "0.arrow").write_bytes(content)
@@ -30,7 +30,7 @@ def made(path: Path, content: bytes = b"12345678") -> Path:
 
 
 def released(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if all processes that held folders had ended."""
+    """Act as if all processes that held folders had ended."""
     for descriptor in room._held.values():
         os.close(descriptor)
     monkeypatch.setattr(room, "_held", {})
@@ -157,7 +157,7 @@ def test_what_the_storage_has_not_is_never_removed(
 def test_what_was_begun_here_is_replaced_by_what_another_has_sent(
     machine: Machine, uri: str
 ) -> None:
-    """A store that was interrupted stands half under its name; trials of others open it whole."""
+    """An interrupted store is incomplete under its name; trials of others need the whole one."""
     half = made(machine("one") / "cache/stores/a", b"half")
     assert present(half), "nobody has sent it: it is gone on with"
     whole = made(machine("two") / "cache/stores/a")
@@ -172,7 +172,7 @@ def test_what_was_begun_here_is_replaced_by_what_another_has_sent(
 def test_whoever_makes_a_folder_leaves_those_that_are_fetched(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that prepares other data sweeps what killed processes left; a fetch takes minutes."""
+    """A run that prepares other data removes killed processes' leftovers; a fetch takes minutes."""
     publish(made(machine("one") / "cache/data/a"))
     folder, download = machine("two") / "cache/data/a", Objects.download
 

@@ -84,7 +84,7 @@ def test_a_write_that_fails_leaves_nothing(objects: Objects, num_bytes: int) -> 
 
 
 class Refusing:
-    """A storage that refuses what is written, as S3 does: at the end, or part by part as well."""
+    """A storage that refuses writes, as S3 does: at the end, or at each part as well."""
 
     type_name, deleted = "s3", False
 

@@ -22,7 +22,7 @@ Machine = Callable[[str], Path]
 
 
 def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_path: Path) -> None:
-    """A refit takes hours; the next command that read the run deleted it, and every export."""
+    """A refit takes hours; the next command that reads the run must not delete it or an export."""
     bucket = tmp_path / "bucket" / "run"
     one = write(machine("one") / "run", experiment_dot_json="{}", origin_dot_json="data")
     with mirrored(one, say):
@@ -39,7 +39,7 @@ def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_pa
         **{"export/a/card": "2", "export/a/pt2": "1", "export/a/onnx": "2"},
         "export/b/card": "1",
     }
-    (two / "export/a/pt2").unlink()  # as an export without it, in the place of the other
+    (two / "export/a/pt2").unlink()  # as if an export without it had replaced the other
     with mirrored(two, say):
         assert (two / "refit/f/weights").is_file()
     picked = {"export/a/card", "export/a/onnx", "export/b/card", "refit/f/weights"}
@@ -56,7 +56,7 @@ def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_pa
 def test_nothing_is_sent_while_students_are_brought(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its thread would send back what has come, and write its record while that changes."""
+    """The thread would send back what has arrived, and write its record while that changes."""
     one = write(machine("one") / "run")
     with mirrored(one, say):
         copy = run_mirror._active[str(one)].copy
@@ -112,13 +112,13 @@ def test_what_refers_is_sent_after_what_it_refers_to(
             "journal.log",
             "curve.json",
         ]
-        assert Objects.open(uri).read("run/journal.log") == b"1\n"  # as before the weights went
+        assert Objects.open(uri).read("run/journal.log") == b"1\n"  # before the weights were sent
 
 
 def test_half_of_a_checkpoint_is_never_in_the_storage(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a single training: the next driver found a state that its manifest did not know."""
+    """Else the next driver of a single training finds a state that its manifest does not list."""
     one, put, left = write(machine("one") / "run"), Objects._put, [1]
 
     def put_once(self: Objects, key: str, write_to: Callable[[object], object]) -> None:
@@ -144,7 +144,7 @@ def test_half_of_a_checkpoint_is_never_in_the_storage(
 
 
 def _checkpoints(run: Path, text: str) -> None:
-    """Write that of the run and that of a refit."""
+    """Write the checkpoint of the run and that of a refit."""
     write(run, checkpoint__state_dot_pt=text, checkpoint__manifest_dot_json=text)
     write(
         run,
@@ -156,11 +156,11 @@ def _checkpoints(run: Path, text: str) -> None:
 def test_a_checkpoint_that_is_there_as_files_becomes_one_object(
     machine: Machine, tmp_path: Path, uri: str
 ) -> None:
-    """As an older krscale has sent it, or somebody has copied it."""
+    """As an older krscale sends it, or a user copies it."""
     bucket = write(tmp_path / "bucket" / "run", experiment_dot_json="{}")
     _checkpoints(bucket, "old")
     one = write(machine("one") / "run")
-    _checkpoints(one, "older")  # of before another machine went on
+    _checkpoints(one, "older")  # from before another machine went on
     with mirrored(one, say):
         assert (one / "checkpoint/state.pt").read_text() == "old"
         assert (one / "refit/5f0c/checkpoint/state.pt").read_text() == "old"
@@ -181,7 +181,7 @@ def test_nothing_is_sent_twice(machine: Machine, monkeypatch: pytest.MonkeyPatch
         write(one, journal_dot_log="1\n", students__a="w")
     with mirrored(one, say), monkeypatch.context() as watched:
         watched.setattr(Objects, "_put", _refuse)
-        gather(one)  # which sends first
+        gather(one)  # `gather` sends first
 
 
 def test_a_thread_that_does_not_wait_sends_nothing_beside_another(machine: Machine) -> None:

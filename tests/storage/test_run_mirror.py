@@ -61,7 +61,7 @@ def test_a_run_that_was_deleted_and_begun_elsewhere_is_fetched(
         write(one, curve_dot_json="1")
     shutil.rmtree(tmp_path / "bucket" / "run")
     two = write(machine("two") / "run")
-    with mirrored(two, say):  # the first start of this run, too
+    with mirrored(two, say):  # also the first start of this run
         write(two, curve_dot_json="2")
     machine("one")
     refresh(one)
@@ -73,7 +73,7 @@ def test_a_run_that_was_deleted_and_begun_elsewhere_is_fetched(
 def test_a_run_that_was_copied_to_the_storage_goes_on_there(
     machine: Machine, tmp_path: Path
 ) -> None:
-    """No driver has left its word there; a run of the same name took the place of the copy."""
+    """No driver has left a record there; a new run of the same name must not replace the copy."""
     files = {"experiment_dot_json": "{}", "journal_dot_log": "1\n2\n", "students__a": "w"}
     unfinished = {"unfinished__kd__1__trial-7__state_dot_pt": "s"}
     copied = write(tmp_path / "bucket" / "run", **files, **unfinished, _dot_owner="me")
@@ -94,7 +94,7 @@ def test_a_run_that_was_copied_to_the_storage_goes_on_there(
 def test_two_uris_of_one_storage_have_one_driver_at_a_time(
     uri: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has a folder of its own on the machine, and so a lock of its own there."""
+    """Each URI has its own folder on the machine, and so its own local lock."""
     one = write(machine("one") / "run")
     other = f"{uri}?region=any"
     mark(other)
@@ -125,13 +125,13 @@ def test_what_a_worker_elsewhere_is_to_go_on_from_is_sent_at_once(
         with monkeypatch.context() as broken:
             broken.setattr(Objects, "write", _refuse)
             send(write(one, journal_dot_log="1\n"))  # no error: it is sent later
-    send(one)  # of a run that nobody runs
+    send(one)  # nothing, as no driver runs it
 
 
 def test_who_reads_a_run_waits_for_a_driver_that_fetches_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fetched, too: over what the driver had begun to write meanwhile."""
+    """Otherwise the reader's fetch overwrites what the driver has begun to write."""
     one = write(machine("one") / "run")
     with mirrored(one, say):
         write(one, journal_dot_log="1\n")
@@ -154,7 +154,7 @@ def test_who_reads_a_run_waits_for_a_driver_that_fetches_it(
 
 
 def test_a_run_that_has_only_been_claimed_has_come_to_nothing(machine: Machine) -> None:
-    """What is kept of a run beside its results is left where the results are put aside."""
+    """Files that are not results of the run stay when the results are put aside."""
     one = write(machine("one") / "run")
     with mirrored(one, say):
         assert results_in(one) == []
@@ -164,7 +164,7 @@ def test_a_run_that_has_only_been_claimed_has_come_to_nothing(machine: Machine) 
 def test_a_driver_gives_signs_of_life_while_much_is_brought(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another driver took it for dead, as its thread waited to send."""
+    """Another driver would take it for dead while its thread waits to send."""
     monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(run_mirror, "BEAT_SECONDS", 0.0)
     one = write(machine("one") / "run", journal_dot_log="1\n")
@@ -179,7 +179,7 @@ def test_a_driver_gives_signs_of_life_while_much_is_brought(
 def test_a_driver_gives_signs_of_life_between_objects(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole run takes minutes to send or to bring, and another driver took it for dead."""
+    """A whole run takes minutes to send or fetch; another driver would take it for dead."""
     monkeypatch.setattr(run_mirror, "BEAT_SECONDS", 0.0)
     beats = list[str]()
     monkeypatch.setattr(driver_lock.DriverLock, "beat", lambda lock: beats.append(lock.run))
@@ -198,7 +198,7 @@ def test_a_driver_gives_signs_of_life_between_objects(
 def test_who_was_cut_off_sends_nothing_over_what_its_successor_has_sent(
     machine: Machine, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its next sign of life would have told it, ten seconds later."""
+    """Its next sign of life would show that it was cut off only ten seconds later."""
     one, objects = write(machine("one") / "run"), Objects.open(uri)
 
     def drive() -> None:
@@ -278,7 +278,7 @@ def test_a_driver_that_is_gone_is_let_go(machine: Machine, monkeypatch: pytest.M
         gone.beat()
     machine("two")
     again = driver_lock.DriverLock(objects, "run", said.append, sleep=wait, clock=lambda: now[0])
-    again.acquire()  # of the same machine, whose folder is locked by whoever calls: no wait
+    again.acquire()  # no wait on the same machine, as the caller locks the folder
     assert len(said) == 1
     assert again.start.number == 3
 

@@ -55,7 +55,7 @@ def make_teacher(num_classes: int) -> tuple[TappedModel, Probes]:
         for module in (network, probes):
             for parameter in module.parameters():
                 parameter.normal_(0, 0.7)
-    # Left in training mode on purpose: the store must not ask a teacher in that mode.
+    # Left in training mode on purpose: the store must not run a teacher in that mode.
     return TappedModel(network, ("1", "2")), probes
 
 
@@ -109,7 +109,7 @@ class Small:
         return KnowledgeStore.open(self.path, self.key)
 
     def exact(self, view: int) -> torch.Tensor:
-        """Logits `[N, D, K]` fp64 of one view, in one batch, by another way than the store's."""
+        """Return fp64 logits `[N, D, K]` of one view, in one batch, without the store's code."""
         network, probes = (module.eval().double() for module in make_teacher(self.num_classes))
         pixels = torch.from_numpy(self.dataset.split("train").images.copy())
         views = apply_views(pixels, torch.arange(self.num_samples), view, self.views)
@@ -123,7 +123,7 @@ class Small:
         return torch.stack([first, second, features[-1]], 1).detach()
 
     def files(self) -> dict[str, tuple[int, bytes]]:
-        """Time of writing and content of every shard."""
+        """Return the time of writing and the content of every shard."""
         return {
             file.name + str(file.parent.name): (file.stat().st_mtime_ns, file.read_bytes())
             for file in sorted(self.path.glob("view-*/*"))

@@ -2,7 +2,7 @@
 
 Usage: slow_build.py FOLDER SECONDS_PER_REPORT [DONE_AT_WHICH_TO_HANG]
 Waits for a line once it is ready. Prints one line per report, and at the end how often the teacher
-was opened and how many images it saw.
+was opened and how many images it got.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Stores of features: the machinery of the distributions' store, with rows of their own."""
+"""Stores of features: they share the code of the distributions' store, but not its rows."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SAMPLES = torch.tensor([49, 3, 3, 0, 17, 31, 32, 48, 16, 15])
 
 
 def of(small, kind="attention"):
-    """The small teacher, read by features of a kind."""
+    """Return `small` with a teacher that is read by features of a kind."""
     small.open_tapped = small.open_teacher
     small.open_teacher = lambda: (small.open_tapped()[0], FeatureReader(kind))
     return small

@@ -147,7 +147,7 @@ MIXED = {
 
 @pytest.mark.parametrize("fields", MIXED.values(), ids=MIXED)
 def test_the_store_holds_what_the_teacher_says_of_the_images_that_students_see(small, fields):
-    """Of mixed ones, too: the teacher runs on a loader's batches, in another order and company."""
+    """Also of mixed ones: the teacher runs on a loader's batches, which have another order."""
     small.views = ViewsConfig(num_views=2, shift=1, **fields)
     store = small.prepare()
     device = torch.device("cpu")
@@ -203,7 +203,7 @@ class TestBuild:
         after = small.files()
         assert len(after) == 12
         assert {name: after[name] for name in before} == before
-        # The rest of view 1 and all of view 2; how many classes to keep was known.
+        # The rest of view 1 and all of view 2; the number of classes to keep was known.
         assert small.num_asked == 150 - 66
         uninterrupted = type(small)(small.folder / "other")
         uninterrupted.prepare()
@@ -474,7 +474,7 @@ class TestProcesses:
             process.stdin.flush()
 
     def _finish(self, process):
-        # Not `communicate`, which would not see what `readline` has read ahead.
+        # Not `communicate`, which would miss what `readline` has read ahead.
         with process:
             output, errors = process.stdout.read(), process.stderr.read()
         assert process.returncode == 0, errors
@@ -496,7 +496,7 @@ class TestProcesses:
     def test_the_other_takes_over_when_the_builder_is_killed(self, small, drill):
         drill.injected("SIGKILL to a process that builds a store, while another one waits for it")
         drill.must_hold("the other builds what is missing, and keeps what was written")
-        # It hangs when it has asked for the third shard and not yet written it.
+        # It hangs after it runs the teacher for the third shard, before it writes that shard.
         builder, waiting = self._start(small, 0, 48), self._start(small, 0)
         self._go(builder)
         while builder.stdout.readline() != "report 48 150\n":

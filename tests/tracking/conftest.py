@@ -55,7 +55,7 @@ def _by_key(database: Path) -> dict[str, Recorded]:
 
 @pytest.fixture
 def read_runs() -> Callable[[Path], list[Recorded]]:
-    """Reads MLflow's tables directly: an independent view of what was written."""
+    """Read MLflow's tables directly: an independent view of what was written."""
     return _read_runs
 
 

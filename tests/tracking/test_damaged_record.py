@@ -1,4 +1,4 @@
-"""A damaged record for MLflow never stops a training: it is set aside, and said."""
+"""A damaged record for MLflow never stops a training: it is set aside, with a warning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(storage: Path) -> Path:
 
 
 def spoils(content: bytes) -> list[bytes]:
-    """The contents of a damaged file."""
+    """Return contents of a damaged file."""
     draw = random.Random(0)
     found = [
         b"",
@@ -112,7 +112,7 @@ def test_of_a_spool_the_readable_events_are_kept(run: Path, storage: Path, by_ke
     assert f"2 of {len(lines) + 1} events are lost for MLflow" in line
     assert path.with_name("spool.jsonl.damaged").read_bytes() == spoilt
     runs = by_key(storage / "mlflow.db")
-    # Recorded once more, since the record does not know of it: MLflow keeps an equal point.
+    # Step 2 is recorded once more, as the record lacks it: MLflow keeps equal points once.
     assert {step for _, _, step in runs["kr/1"].metrics} == {0, 1, 2, 3, 4}
     assert path.stat().st_mode & 0o077 == 0
 
@@ -123,7 +123,7 @@ def test_every_bit_of_a_line_is_compared(tmp_path: Path) -> None:
     spool.close()
     content = (tmp_path / "spool.jsonl").read_bytes()
     check_spool(spool.path)
-    for bit in range(8 * (len(content) - 1)):  # without the last end of a line: a crash's
+    for bit in range(8 * (len(content) - 1)):  # without the last newline: a crash may cut it
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         spool.path.write_bytes(flipped)

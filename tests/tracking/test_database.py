@@ -1,4 +1,4 @@
-"""MLflow's database: a process that is killed while it makes one leaves none, or a whole one."""
+"""A process that is killed while it makes MLflow's database leaves none, or a whole one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_killed_while_the_database_is_made(tmp_path: Path) -> None:
 
 
 def test_a_database_that_was_left_unfinished_is_named(tmp_path: Path) -> None:
-    """As MLflow itself leaves it, or an older krscale did."""
+    """As MLflow itself leaves it, or as an older krscale left it."""
     with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
         database.execute("create table experiment_tags (key text)")
     with pytest.raises(ServerAway, match=r"was killed while it made this database.* move the file"):

@@ -15,7 +15,7 @@ from krscale.tracking import Tracker, sync
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
 NUM_TRIALS = 4
-"""Of each phase: before the fault, while it lasts, and after it."""
+"""Number in each phase: before the fault, while it lasts, and after it."""
 RUNS = {"kr", *(f"kr/1-16/trial-{number}" for number in range(3 * NUM_TRIALS))}
 ByKey = Callable[[Path], dict[str, Any]]
 
@@ -40,7 +40,7 @@ def record(tracker: Tracker, fault: Callable[[], None], over: Callable[[], None]
 
 
 def check_all(runs: dict[str, Any]) -> None:
-    """Every run ended, with every point once."""
+    """Check that every run has ended, with every point once."""
     assert set(runs) == RUNS
     for number in range(3 * NUM_TRIALS):
         trial = runs[f"kr/1-16/trial-{number}"]

@@ -40,7 +40,7 @@ def test_nothing_is_lost_or_doubled_and_training_goes_on(
 ) -> None:  # fmt: skip
     drill.must_hold("training waits at most 5 % longer for its epochs")
     drill.must_hold("every point is in MLflow in the end, none twice")
-    monkeypatch.setattr("krscale.tracking.writer._LONGEST_PAUSE", 0.5)  # more faults in the time
+    monkeypatch.setattr("krscale.tracking.writer._LONGEST_PAUSE", 0.5)  # more faults in that time
     tracker = Tracker(proxy.uri, "digits", storage / "run", warn=lambda _: None)
     tracker.start_run("kr", "digits kr")
     first, costs = 0, []

@@ -44,7 +44,7 @@ def registration_of(model):
 
 
 def test_what_is_saved_is_the_exported_file_and_nothing_else_is_registered(tmp_path):
-    # Weights of more than a kilobyte are those that MLflow would put into a file of their own.
+    # MLflow would put weights of more than a kilobyte into a file of their own.
     model, folder = write_model(tmp_path / "student.onnx", num_unused=1000), tmp_path / "saved"
     save_onnx_model(model, folder, (1, 2, 2), 2)
     saved, digest = folder / "model.onnx", sha256(model)

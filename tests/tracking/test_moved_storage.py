@@ -22,7 +22,7 @@ from krscale.tracking.address import follow_uri, sqlite_uri
 from krscale.tracking.moving import follow_artifacts
 
 NUM_MOVED = 7
-"""Tests that take a storage of `recorded`."""
+"""Number of tests that take a storage of `recorded`."""
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def moved(recorded: list[Path], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def in_another_process(function: Callable[..., object], *arguments: object) -> None:
-    """As before a move: MLflow remembers folders and open files for as long as a process lives.
+    """Run as before a move: MLflow keeps folders and open files for as long as a process lives.
 
-    The process is forked from one that has imported MLflow and has used it for nothing.
+    The process is forked from one that has imported MLflow but has not used it.
     """
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload([record.__module__, "mlflow.store.tracking.sqlalchemy_store"])
@@ -76,7 +76,7 @@ def artifact_folders(database: Path) -> set[Path]:
 
 
 def as_older_versions_wrote_it(run: Path) -> None:
-    """Their state does not say where its storage was."""
+    """Remove what older versions did not write into the state: where the storage was."""
     path = run / "tracking" / "state.json"
     content = json.loads(path.read_text())
     del content["storage"], content["checksum"]

@@ -1,4 +1,4 @@
-"""The command that tells MLflow what a run recorded while it was away."""
+"""The command that sends MLflow what a run recorded while MLflow was unreachable."""
 
 import sqlite3
 import subprocess
@@ -18,7 +18,7 @@ main = in_process("sync")
 
 @pytest.fixture
 def run(storage):
-    """A run whose MLflow was away all the time."""
+    """A run whose MLflow was unreachable all the time."""
     tracker = Tracker("http://127.0.0.1:9", "digits", storage / "run", warn=lambda _: None)
     tracker.start_run("kr", "digits kr")
     tracker.log_metrics("kr", {"val/accuracy": 0.5}, step=3)
@@ -99,7 +99,7 @@ class TestWhatIsGoneFromMlflow:
         assert self.check(run, by_key, capsys) == ""
 
     def test_the_database(self, run, empty_database, by_key, capsys):
-        # MLflow's engine keeps an open connection to the file: it is emptied, as by a new one.
+        # MLflow's engine keeps the file open: it is emptied, instead of replaced by a new one.
         with closing(sqlite3.connect(run.parent / "mlflow.db")) as database, database:
             for table in ("tags", "params", "latest_metrics", "metrics", "runs", "experiments"):
                 database.execute(f"delete from {table}")

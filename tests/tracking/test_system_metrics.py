@@ -1,4 +1,4 @@
-"""How busy the machine is, recorded for the runs of a search, and only for those."""
+"""The load of the machine is recorded for the runs of a search, and only for those."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from krscale.tracking.system import SystemMonitor
 
 
 def record(storage, tracker: Tracker) -> None:
-    """A search of two methods, one of which ends early; each has a trial."""
+    """Record a search of two methods, one of which ends early; each has a trial."""
     spool = storage / "run" / "tracking" / "spool.jsonl"
     for method in ("plain", "kr"):
         tracker.start_run(method, f"digits {method}")
@@ -68,7 +68,7 @@ def test_what_is_missing_is_named_before_anything_is_recorded(storage, monkeypat
 
 
 def test_a_full_disk_is_left_to_the_run(monkeypatch):
-    """The thread ended with a traceback, and nothing was measured after some room was made."""
+    """The thread must not end with a traceback, but go on measuring once there is room."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
     steps, logged = list[int](), threading.Event()
 

@@ -213,7 +213,7 @@ def test_what_mlflow_refuses_holds_up_nothing_else(storage, warnings_told, by_ke
 
 @pytest.mark.parametrize("op", ["artifact", "model"])
 def test_a_record_of_a_stranger_sends_no_file_of_elsewhere(op, storage, by_key):
-    """Its folder may come with any record; sending it must not upload what its user may read."""
+    """A run folder may come with any record; sending it must not upload other files of the user."""
     canary = storage / "canary" / "secret.txt"
     canary.parent.mkdir()
     canary.write_text("c4n4ry")

@@ -1,4 +1,4 @@
-"""The process that records is killed in the middle, again and again; nothing is lost or doubled."""
+"""The process that records is killed midway, repeatedly; nothing is lost or doubled."""
 
 import json
 import signal
@@ -54,8 +54,8 @@ for line in sys.stdin:
 
 @pytest.fixture
 def die_after(storage):
-    """Record a search in a process that is killed when MLflow has just obeyed that call."""
-    # Forked by one that has the imports of all.
+    """Record a search in a process that is killed right after a given call to MLflow."""
+    # All are forked from one process, which has done the imports.
     command = [sys.executable, "-c", CHILD, str(storage / "run")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as forking:
@@ -70,13 +70,13 @@ def die_after(storage):
 
 def test_kills_in_the_middle_lose_and_double_nothing(storage, die_after, by_key):
     database, run_path = storage / "mlflow.db", storage / "run"
-    # Created in MLflow, and killed before anything on this side knows the run's id.
+    # Killed after MLflow has created a run, and before its id is recorded here.
     die_after("create_run", 4)
     assert len(by_key(database)) == 4
     die_after("log", 12)
     assert 4 <= len(by_key(database)) < NUM_TRIALS + 1
 
-    # What the killed processes had told reaches MLflow, though none of them lives.
+    # What the killed processes had recorded reaches MLflow after their end.
     started = set()
     for line in (run_path / "tracking" / "spool.jsonl").read_text().splitlines():
         event = json.loads(line)

@@ -1,4 +1,4 @@
-"""A real MLflow server that is down at first, comes later, and goes away again."""
+"""A real MLflow server that is down at first, starts later, and stops again."""
 
 import pytest
 from mlflow_server import MlflowServer, free_port, wait_for

@@ -1,4 +1,4 @@
-"""What a refused request means: the experiment is deleted, gone, cannot be read, or none of it."""
+"""What a refused request means: the experiment is deleted, gone, unreadable, or active."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from krscale.tracking.server import Server
 
 
 class Client:
-    """Of MLflow, whose answers are given: an error code of each call, or a stage of life."""
+    """A client of MLflow with given answers: an error code, or a lifecycle stage."""
 
     def __init__(self, run: str, experiment: str) -> None:
         self._run, self._experiment = run, experiment

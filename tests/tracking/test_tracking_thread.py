@@ -1,4 +1,4 @@
-"""The thread that tells MLflow goes on, whatever it meets; recording goes on beside it."""
+"""The thread that sends to MLflow goes on after any error; recording goes on meanwhile."""
 
 import time
 from pathlib import Path
@@ -26,7 +26,7 @@ EVENT = Event("log", "kr", 7, {"metrics": {"a": 1.0}, "step": 1, "tags": {}})
 def test_it_does_not_end_before_the_tracker_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Its end closes the spool: the next event would raise "Bad file descriptor"."""
+    """The end of the thread closes the spool: the next event would raise "Bad file descriptor"."""
 
     def fail(writer: Writer) -> None:
         raise error
@@ -53,7 +53,7 @@ def test_it_does_not_end_before_the_tracker_is_closed(
 
 
 class _Flaky:
-    """A server that has no answer to every seventh request."""
+    """A server that fails at every seventh request."""
 
     identity = "1@0"
 
@@ -85,7 +85,7 @@ class _Flaky:
 def test_a_server_that_fails_now_and_then_gets_all_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each failure sent the whole batch again, which met the next one: nothing was ever sent."""
+    """If each failure sent the whole batch again, it would always fail, and nothing be sent."""
     server = _Flaky()
     monkeypatch.setattr(Writer, "_connect", lambda writer: server)
     for name in ("_BATCH_SECONDS", "_FIRST_PAUSE", "_LONGEST_PAUSE"):

@@ -278,7 +278,7 @@ class TestReadWeights:
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "best.pyth", "last", "w.SAFETENSORS"])
     @pytest.mark.parametrize("write", [torch.save, save_file])
     def test_the_name_of_a_file_says_nothing(self, tmp_path, name, write):
-        """As Hugging Face, PySlowFast and many a script call theirs."""
+        """As Hugging Face, PySlowFast and many scripts name their files."""
         expected = _network().state_dict()
         write(expected, tmp_path / name)
         state = read_weights(tmp_path / name)
@@ -329,7 +329,7 @@ class TestLoadWeights:
          (torch.float8_e4m3fn, "float8_e4m3fn"), (torch.float8_e5m2, "float8_e5m2")],
     )  # fmt: skip
     def test_numbers_that_need_scales_are_no_weights(self, tmp_path, dtype, name):
-        """Copied into floating point, those of a quantised network would be other weights."""
+        """Copied to floating point, a quantised network's numbers would be wrong as weights."""
         state = _network().state_dict()
         state["0.weight"] = (10.0 * state["0.weight"]).to(dtype)
         torch.save(state, tmp_path / "w.pt")

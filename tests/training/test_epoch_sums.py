@@ -1,4 +1,4 @@
-"""What an epoch adds up to."""
+"""Sums over an epoch, and the metrics made of them."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from krscale.training.epoch_sums import EpochSums
 
 
 def test_of_a_mixed_image_the_weight_of_the_label_that_was_found_counts() -> None:
-    logits = torch.eye(5)[torch.tensor([0, 1, 2, 3])]  # says 0, 1, 2, 3
+    logits = torch.eye(5)[torch.tensor([0, 1, 2, 3])]  # predicts 0, 1, 2, 3
     labels, others = torch.tensor([0, 0, 0, 3]), torch.tensor([1, 1, 1, 3])
     weights = torch.tensor([0.7, 0.6, 0.9, 0.2])
     batch = Batch(logits, labels, torch.arange(4), None, 4, {}, Mixture(others, weights))
@@ -69,7 +69,7 @@ def test_what_is_shown_are_means_over_the_samples_and_of_diagnostics_over_the_st
         terms = {name: torch.full((len(labels),), value + number)
                  for name, value in (("ce", 1.0), ("kd", 10.0))}  # fmt: skip
         said = {"steps": torch.tensor(2.0 + 4 * number), "a": torch.tensor(-1.0)}
-        logits = torch.eye(2)[torch.ones(len(labels), dtype=torch.int64)]  # says 1
+        logits = torch.eye(2)[torch.ones(len(labels), dtype=torch.int64)]  # predicts 1
         output = LearnerOutput(terms, logits, said)
         sums.add(torch.stack(list(terms.values())), output, batch_of(*labels))
     metrics = sums.metrics(0, 2)
@@ -80,7 +80,7 @@ def test_what_is_shown_are_means_over_the_samples_and_of_diagnostics_over_the_st
 
 
 def test_the_term_that_broke_first_is_named_with_its_step() -> None:
-    """Both are broken at the end of the epoch, and by then say nothing of the cause."""
+    """At the end of the epoch neither term is finite, which no longer shows the cause."""
     sums = EpochSums(torch.device("cpu"))
     for ce, kd in ((1.0, 1.0), (1.0, torch.inf), (torch.nan, torch.nan)):
         terms = {"ce": torch.tensor([ce]), "kd": torch.tensor([kd])}

@@ -1,4 +1,4 @@
-"""The loop: it learns, it reproduces, it goes on from a checkpoint, it names what is not finite."""
+"""The loop learns, is reproducible, goes on from a checkpoint, and names what is not finite."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_only_a_part_is_computed_at_once(tmp_path: Path) -> None:
     sizes: list[int] = []
     training.student.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     training.run_epoch()
-    assert sizes == [10] * 13  # three steps of 40 images, and a look at what came of them
+    assert sizes == [10] * 13  # three steps of 40 images, and one batch of validation
 
 
 def test_more_parts_than_samples_are_refused() -> None:
@@ -98,7 +98,7 @@ def test_same_seed_same_weights(dataset: Dataset) -> None:
 
 
 def dropping(dataset: Dataset) -> Training:
-    """Of a student that draws random numbers in every step, as those with dropout do."""
+    """Return a training whose student draws random numbers in every step, by dropout."""
     found = training(dataset, num_epochs=3)
 
     def drop(classifier: nn.Module, inputs: tuple[Tensor]) -> Tensor:
@@ -145,7 +145,7 @@ def test_the_random_numbers_of_a_gpu_go_on_too(
 
 
 def first_step(dataset: Dataset, max_grad_norm: float) -> tuple[Tensor, Tensor]:
-    """The change of all weights in the first step of plain SGD, and the gradient it followed."""
+    """Return the change of all weights in the first step of plain SGD, and its gradient."""
     found = training(
         dataset, num_epochs=1, global_batch_size=2000, warmup_epochs=0.0, learning_rate=1.0,
         momentum=0.0, weight_decay=0.0, max_grad_norm=max_grad_norm,
@@ -168,7 +168,7 @@ def test_long_gradients_are_shortened_and_short_ones_left(dataset: Dataset) -> N
 
 
 class Watching(Method):
-    """Cross-entropy, and what it was told of the progress."""
+    """Cross-entropy; records the progress that it is given."""
 
     needs_teacher = False
 
@@ -221,7 +221,7 @@ def test_the_first_term_that_is_not_finite_is_named(dataset: Dataset) -> None:
 
 
 class Weightless(Method):
-    """A loss that every weight has a part in, and none is moved by."""
+    """A loss that depends on every weight, with gradients of 0."""
 
     needs_teacher = False
 
@@ -230,7 +230,7 @@ class Weightless(Method):
 
 
 class Detached(Weightless):
-    """A loss that no weight has a part in."""
+    """A loss that depends on no weight."""
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         return {"nothing": student.logits.detach().sum(dim=1)}
@@ -251,7 +251,7 @@ def test_a_training_that_moves_nothing_ends_in_its_first_epoch(
 def test_a_network_that_is_frozen_as_a_whole_is_not_trained(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts of one may be: its classifier alone is trained."""
+    """Parts of a network may be frozen: here its classifier alone is trained."""
     made = resnet
     with monkeypatch.context() as patch:
         patch.setitem(globals(), "resnet", lambda **dial: made(**dial).requires_grad_(False))
@@ -280,7 +280,7 @@ class NoReading(TorchDispatchMode):
 
 
 class Reading(Poisoned):
-    """Looks at its own loss in every step."""
+    """Reads the value of its own loss in every step."""
 
     def forward(self, student: TapOutputs, batch: Batch) -> dict[str, Tensor]:
         sound = nn.functional.cross_entropy(student.logits, batch.labels, reduction="none")
@@ -289,7 +289,7 @@ class Reading(Poisoned):
 
 @pytest.mark.parametrize("judged", [True, False])
 def test_weights_that_the_last_step_breaks_are_no_result(dataset: Dataset, *, judged: bool) -> None:
-    """Their only loss was computed before; a student that gives NaN would be kept."""
+    """Their only loss was computed before that step; a student that gives NaN would be kept."""
     settings = {"learning_rate": 1e30, "num_epochs": 1, "warmup_epochs": 0.0}
     found = training(dataset, global_batch_size=len(dataset.split("train")), **settings)
     assert found.loader.num_steps == 1
@@ -383,7 +383,7 @@ def test_averaged_weights_are_judged_kept_and_continued(dataset: Dataset) -> Non
 
 
 class Counted:
-    """Three epochs that only count; what `fit_or_continue` takes of a training."""
+    """A training of three epochs that only counts; it has what `fit_or_continue` uses."""
 
     def __init__(self) -> None:
         self.epoch = 0

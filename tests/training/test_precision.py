@@ -1,4 +1,4 @@
-"""`precision = "auto"`: what it becomes on which device; a training goes on under either."""
+"""`precision = "auto"`: what it becomes on each device; a training goes on under either."""
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ def training(dataset: Dataset, wanted: str) -> Training:
 
 
 class Convolutions(TorchDispatchMode):
-    """Notes the types that convolutions are computed in."""
+    """Records the types that convolutions are computed in."""
 
     def __init__(self) -> None:
         super().__init__()

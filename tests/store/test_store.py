@@ -147,7 +147,7 @@ MIXED = {
 
 @pytest.mark.parametrize("fields", MIXED.values(), ids=MIXED)
 def test_the_store_holds_what_the_teacher_says_of_the_images_that_students_see(small, fields):
-    """Also of mixed ones: the teacher runs on a loader's batches, which have another order."""
+    """Also of mixed ones: the teacher runs on a loader's batches, in another order and grouping."""
     small.views = ViewsConfig(num_views=2, shift=1, **fields)
     store = small.prepare()
     device = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from threading import Barrier, Thread
 
 import pytest
@@ -80,7 +81,10 @@ def test_what_is_compiled_in_one_thread_serves_the_others() -> None:
     assert torch.equal(found[1].features[0], network(images))
 
 
-def test_hooks_are_not_compiled_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_hooks_are_not_compiled_one_by_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("torch._dynamo"), "propagate", True)
     network = nn.Sequential(*(nn.Linear(1, 1) for _ in range(12)))
     paths = tuple(map(str, range(11)))
     run = torch.compile(lambda images: run_tapped(network, paths, images), backend="eager")

@@ -136,7 +136,6 @@ def test_outputs_of_other_images_are_refused(
         ({"reduction": "sum"}, "unknown reduction 'sum'"),
         ({"teacher_taps": ("layer1.7",)}, "teacher: unknown tap 'layer1.7'"),
         ({"student_taps": ("layer1.7",)}, "student: unknown tap 'layer1.7'"),
-        ({"max_images": 10}, "it gave 40 images"),
         ({"max_images": 0}, "KRLoss: max_images: .*greater than or equal to 1"),
         ({"teacher_taps": "layer1.1"}, r"teacher: taps are a list of paths: \['layer1.1'\]"),
         ({"teacher_taps": None}, r"teacher: taps are a list of paths, .*, not None"),
@@ -147,10 +146,14 @@ def test_outputs_of_other_images_are_refused(
 def test_settings_are_refused(
     settings: dict[str, Any], said: str, teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
-    if settings.get("max_images"):
-        settings, said, pairs = {}, "it gave 12 images", [(pairs[0][0][:12], pairs[0][1][:12])]
     with pytest.raises(UserError, match=said):
         make(teacher, student, pairs, **settings)
+
+
+def test_too_few_images_are_refused(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    images, labels = pairs[0]
+    with pytest.raises(UserError, match="it gave 12 images"):
+        make(teacher, student, [(images[:12], labels[:12])])
 
 
 def test_other_classes_are_refused(teacher: nn.Module, pairs: Pairs) -> None:

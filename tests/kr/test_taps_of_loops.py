@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -137,8 +138,9 @@ def test_heads_that_no_group_teaches_need_not_move(
 
 
 def test_what_is_checked_is_read_by_the_compiler(
-    teacher: nn.Module, caplog: pytest.LogCaptureFixture
+    teacher: nn.Module, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("torch._dynamo"), "propagate", True)
     kr = make(teacher, LikeResNet(3), auxiliary_schedule="constant", sparsity_schedule="constant")
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(kr, backend="eager")(*BATCH), kr(*BATCH))

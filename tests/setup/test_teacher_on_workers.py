@@ -117,7 +117,7 @@ def test_several_workers_are_refused_where_one_process_trains(tmp_path: Path) ->
     prepare_teacher(own, dataset, CPU, lambda done, total: None)  # nothing is trained
 
 
-def test_the_number_changes_neither_teacher_nor_older_fingerprints(tmp_path: Path) -> None:
+def test_the_number_of_workers_is_of_the_experiment_but_not_of_the_teacher(tmp_path: Path) -> None:
     one, two = experiment(tmp_path), experiment(tmp_path, "teacher.num_workers=2")
     assert one.teacher.identity() == two.teacher.identity()
     assert "num_workers" not in one.teacher.identity()

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,8 @@ _ATTRIBUTES = ("preprocessing", "pretrained_cfg", "default_cfg", "transforms")
 _FIELDS = (
     "mean", "std", "input_size", "crop_size", "pixel_range", "channel_order", "interpolation"
 )  # fmt: skip
+_FILTER = "interpolation"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _NAMED = "normalisation"
 """Mean and standard deviation by name, as in an experiment; not used by any library."""
 _OF_DATA = "data"
@@ -45,7 +48,7 @@ _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def preprocessing_of(
-    network: nn.Module | None, folder: Path | None = None, interpolation: str = ""
+    network: nn.Module | None, folder: Path | None = None, given: Mapping[str, str] = _NOTHING
 ) -> Preprocessing | None:
     """Return the preprocessing that a network, or the folder it came from, specifies.
 
@@ -55,7 +58,9 @@ def preprocessing_of(
             `std`, `crop_size`, `interpolation`), or `preprocessing`, with any of these names and
             those of an experiment; each is a mapping or an object.
         folder: A folder that may hold Hugging Face's `preprocessor_config.json`.
-        interpolation: Used instead of the network's own, which is then not read.
+        given: Fields that the experiment sets. Its `interpolation` is used instead of the network's
+            own, which is then not read. Its `pixel_range` and `channel_order` tell what the numbers
+            of an attribute `preprocessing` mean that has neither; libraries mean `0..1` and `rgb`.
 
     Returns:
         The preprocessing; None if neither specifies one.
@@ -64,25 +69,29 @@ def preprocessing_of(
         UserError: If the specification is not supported.
     """
     if folder is not None and (folder / HF_FILE).is_file():
-        return _of_hugging_face(folder / HF_FILE, interpolation)
-    found = (_of_attribute(network, name, interpolation) for name in _ATTRIBUTES)
+        return _of_hugging_face(folder / HF_FILE, given.get(_FILTER, ""))
+    found = (_of_attribute(network, name, given) for name in _ATTRIBUTES)
     return next((said for said in found if said is not None), None)
 
 
-def own_preprocessing(network: nn.Module | None, interpolation: str = "") -> Preprocessing | None:
+def own_preprocessing(
+    network: nn.Module | None, given: Mapping[str, str] = _NOTHING
+) -> Preprocessing | None:
     """Return the preprocessing in the attribute `preprocessing` of the user's network.
 
     Args:
         network: The network, with or without weights.
-        interpolation: As for `preprocessing_of`.
+        given: As for `preprocessing_of`.
 
     Raises:
         UserError: If the specification is not supported.
     """
-    return _of_attribute(network, _ATTRIBUTES[0], interpolation)
+    return _of_attribute(network, _ATTRIBUTES[0], given)
 
 
-def _of_attribute(network: nn.Module | None, name: str, interpolation: str) -> Preprocessing | None:
+def _of_attribute(
+    network: nn.Module | None, name: str, given: Mapping[str, str]
+) -> Preprocessing | None:
     said = getattr(network, name, None)
     if isinstance(said, Preprocessing):
         return said
@@ -91,10 +100,10 @@ def _of_attribute(network: nn.Module | None, name: str, interpolation: str) -> P
         return None
     where = f"{type(network).__name__}.{name}"
     if name != _ATTRIBUTES[0]:
-        return _of_fields(said, where, interpolation)
+        return _of_fields(said, where, {key: given[key] for key in given if key == _FILTER})
     if isinstance(said, Mapping):
         _refuse_misspelt(said, where)
-    return _of_fields(said, where, interpolation, _field(said, _NAMED))
+    return _of_fields(said, where, given, _field(said, _NAMED))
 
 
 def _refuse_misspelt(said: Mapping[str, Any], where: str) -> None:
@@ -114,18 +123,18 @@ def _refuse_misspelt(said: Mapping[str, Any], where: str) -> None:
 
 
 def _of_fields(
-    said: Any, where: str, interpolation: str, normalisation: Any = None
+    said: Any, where: str, given: Mapping[str, str], normalisation: Any = None
 ) -> Preprocessing | None:
     fields = {name: _field(said, name) for name in _FIELDS}
     size_name = "crop_size" if fields["input_size"] is None else "input_size"
-    decisive = [fields[name] for name in _FIELDS if name != "interpolation"]
+    decisive = [fields[name] for name in _FIELDS if name != _FILTER]
     if all(value is None for value in (*decisive, normalisation)):
         return None
     mean, std = (_numbers(fields[name], f"{where}: {name}") for name in ("mean", "std"))
     if (mean is None) != (std is None):
         raise UserError(f"{where}: has one of mean and std; both are needed, or neither.")
-    pixel_range = str(fields["pixel_range"] or "0..1")
-    channel_order = str(fields["channel_order"] or "rgb").lower()
+    pixel_range = str(fields["pixel_range"] or given.get("pixel_range", "0..1"))
+    channel_order = str(fields["channel_order"] or given.get("channel_order", "rgb")).lower()
     if normalisation is not None:
         mean, std = _by_name(normalisation, mean, pixel_range, channel_order, where)
     try:
@@ -135,7 +144,7 @@ def _of_fields(
             pixel_range,
             channel_order,
             _size(fields[size_name], f"{where}: {size_name}"),
-            interpolation or _interpolation(fields["interpolation"], where),
+            given.get(_FILTER) or _interpolation(fields[_FILTER], where),
         )
     except UserError as error:
         message = str(error)

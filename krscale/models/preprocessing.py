@@ -96,6 +96,30 @@ class Preprocessing:
                 f"{num_channels}."
             )
 
+    def expressed(self, pixel_range: str, channel_order: str) -> Preprocessing:
+        """Return the same normalisation of every colour, for another pixel range and channel order.
+
+        Args:
+            pixel_range: A name of `PIXEL_RANGES`. A mean of 0 with a standard deviation of 1 leaves
+                pixels unchanged and is kept, whatever the range.
+            channel_order: `"rgb"` or `"bgr"`.
+
+        Example:
+            >>> Preprocessing((0.2, 0.4, 0.8), (0.5,)).expressed("0..1", "bgr").mean
+            (0.8, 0.4, 0.2)
+        """
+        unit = PIXEL_RANGES[self.pixel_range] / PIXEL_RANGES[pixel_range]
+        if set(self.mean or ()) == {0.0} and set(self.std or ()) == {1.0}:
+            unit = 1.0
+        step = 1 if channel_order == self.channel_order else -1
+        mean, std = (
+            None if numbers is None else tuple(value * unit for value in numbers[::step])
+            for numbers in (self.mean, self.std)
+        )
+        return replace(
+            self, mean=mean, std=std, pixel_range=pixel_range, channel_order=channel_order
+        )
+
     def resolved(self, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
         """Return the same preprocessing with all numbers filled in.
 
@@ -166,10 +190,8 @@ def preset(name: str, pixel_range: str, channel_order: str) -> tuple[Numbers, Nu
     >>> preset("half", "0..255", "rgb")
     ((127.5,), (127.5,))
     """
-    mean, std = PRESETS[name]
-    unit = 255.0 if pixel_range == "0..255" and name != "none" else 1.0
-    step = -1 if channel_order == "bgr" else 1
-    return tuple(m * unit for m in mean[::step]), tuple(s * unit for s in std[::step])
+    found = Preprocessing(*PRESETS[name]).expressed(pixel_range, channel_order)
+    return found.mean or (), found.std or ()
 
 
 def preprocessing_of_network(network: nn.Module) -> Preprocessing:

@@ -18,7 +18,7 @@ from krscale.errors import UserError
 from krscale.models import ZOO
 from krscale.models.given import available
 from krscale.models.libraries import LIBRARIES
-from krscale.models.preprocessing import preprocessing_of_network
+from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
 from krscale.models.probing import build_for_shapes
 from krscale.search.given_networks import GivenNetworks, Table, read_students, read_teacher
 from krscale.search.in_python import errors_in_python
@@ -28,6 +28,10 @@ from krscale.setup.network_builder import builder
 from krscale.setup.networks import teacher_preprocessing
 
 METHODS = ("plain", "kr")
+_NUMBERS = {"normalisation", "mean", "std"}
+"""Fields of a network's preprocessing that say how its images are normalised."""
+_UNITS = ("pixel_range", "channel_order")
+"""Fields that say in which form these numbers are."""
 
 
 def search(
@@ -197,27 +201,34 @@ def _with_data(
 
 
 def _taking(table: Table, normalisation: Normalisation | None) -> Table:
-    """Return a section whose networks take images as given, unless it has other preprocessing.
+    """Return a section whose networks take images as given, unless it has other numbers.
 
-    Networks of libraries define their preprocessing themselves.
+    Networks of libraries define their preprocessing themselves. In another pixel range or channel
+    order, too, images are normalised as they were given.
     """
     if "students" in table:
         return {**table, "students": [_taking(one, normalisation) for one in table["students"]]}
     model = table.get("model")
     if model is None or model.partition(":")[0] in LIBRARIES:
         return table
+    own = table.get("preprocessing", {})
+    if not isinstance(own, Mapping) or own.keys() & _NUMBERS:
+        return table
     how: Table = {"normalisation": "none"}
     if normalisation is not None:
-        how = {"mean": normalisation.mean, "std": normalisation.std}
-    own = table.get("preprocessing", {})
-    if not isinstance(own, Mapping) or own.keys() - {"input_size", "interpolation"}:
-        return table
+        pixel_range, order = (own.get(name, "auto") for name in _UNITS)
+        as_given = Preprocessing(normalisation.mean, normalisation.std)
+        found = as_given.expressed(
+            as_given.pixel_range if pixel_range == "auto" else pixel_range,
+            as_given.channel_order if order == "auto" else order,
+        )
+        how = {"mean": found.mean, "std": found.std}
     return {**table, "preprocessing": {**how, **own}}
 
 
 def _names_numbers(preprocessing: PreprocessingConfig) -> bool:
-    """Whether more is said of a network's images than their size."""
-    return bool(preprocessing.model_fields_set - {"input_size", "interpolation"})
+    """Whether the normalisation of a network's images is said."""
+    return bool(preprocessing.model_fields_set & _NUMBERS)
 
 
 def _as_given(experiment: Experiment) -> Experiment:
@@ -235,9 +246,9 @@ def _as_given(experiment: Experiment) -> Experiment:
     said = preprocessing_of_network(build_for_shapes(build, task.image_shape))
     size = task.image_shape[1:]
     values: Table = {}
-    if said.pixel_range != "0..1":
+    if own.pixel_range == "auto" and said.pixel_range != "0..1":
         values["teacher.preprocessing.pixel_range"] = "0..1"
-    if said.channel_order != "rgb":
+    if own.channel_order == "auto" and said.channel_order != "rgb":
         values["teacher.preprocessing.channel_order"] = "rgb"
     found = with_values(experiment, values, "search") if values else experiment
     if own.input_size or said.input_size in (None, size):

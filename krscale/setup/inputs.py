@@ -43,7 +43,8 @@ def choose_preprocessing(
     weights, or from the attribute `preprocessing` of the user's own network, which may load weights
     itself. Otherwise it is taken from the data, since a network that is trained here adapts to any
     preprocessing. A network that comes with weights and is trained further uses the data's size,
-    which determines its cost.
+    which determines its cost. If the experiment sets a pixel range or a channel order alone, the
+    network's own mean and standard deviation are expressed in these.
 
     Args:
         config: The config section of the network.
@@ -55,7 +56,7 @@ def choose_preprocessing(
         UserError: If the preprocessing does not fit the images.
     """
     said = None
-    given = config.preprocessing.interpolation.replace("auto", "")
+    given = _chosen_names(config.preprocessing)
     if starts_with_weights(config):
         is_folder = config.model.startswith(_FOLDER)
         folder = Path(config.model.removeprefix(_FOLDER)).expanduser()
@@ -79,13 +80,18 @@ def is_chosen(config: ModelConfig) -> bool:
     return starts_with_weights(config) or config.preprocessing != PreprocessingConfig()
 
 
+def _chosen_names(config: PreprocessingConfig) -> dict[str, str]:
+    """Return the fields with names that the experiment sets."""
+    names = ("pixel_range", "channel_order", "interpolation")
+    return {name: getattr(config, name) for name in names if getattr(config, name) != "auto"}
+
+
 def _overridden(config: PreprocessingConfig, own: Preprocessing) -> Preprocessing:
     """Return a network's own preprocessing, overridden by the experiment's settings."""
-    changes: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("pixel_range", "channel_order", "interpolation")
-        if getattr(config, name) != "auto"
-    }
+    changes: dict[str, Any] = dict(_chosen_names(config))
+    own = own.expressed(
+        changes.get("pixel_range", own.pixel_range), changes.get("channel_order", own.channel_order)
+    )
     if config.input_size:
         changes["input_size"] = (config.input_size[0], config.input_size[-1])
     fields = {**own.__dict__, **changes}

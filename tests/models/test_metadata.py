@@ -248,5 +248,5 @@ def test_a_filter_that_is_not_known_is_refused_and_can_be_replaced(other: str) -
     found = network(pretrained_cfg={"mean": 0.5, "std": 0.5, "interpolation": other})
     with pytest.raises(UserError, match=f"pretrained_cfg: interpolation '{other}' is not one of"):
         preprocessing_of(found)
-    known = preprocessing_of(found, interpolation="lanczos")
+    known = preprocessing_of(found, given={"interpolation": "lanczos"})
     assert known == Preprocessing((0.5,), (0.5,), interpolation="lanczos")

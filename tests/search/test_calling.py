@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader
 
 import krscale
 from krscale.config import PreprocessingConfig, load
+from krscale.data.pixels import Normalisation
 from krscale.errors import UserError
 from krscale.models.given import available
 from krscale.runs.experiment_file import read_experiment
 from krscale.search import session
-from krscale.search.calling import _listed, _with_data
+from krscale.search.calling import _listed, _taking, _with_data
 from krscale.search.given_networks import read_teacher
 from krscale.search.result import SearchResult
 
@@ -310,6 +311,21 @@ def test_settings_of_the_data_hold_for_images_that_are_given(tmp_path: Path) -> 
     assert others.data.files.classes == (), "those of an experiment are of its own data"
 
 
+def test_a_range_or_an_order_alone_is_of_images_as_they_are_given() -> None:
+    def taken(of_loader: Normalisation | None, **own: str) -> dict[str, Any]:
+        table = {"model": "object:teacher.Net", "preprocessing": own}
+        return dict(_taking(table, of_loader)["preprocessing"])
+
+    known = Normalisation((0.2, 0.4, 0.6), (0.1, 0.2, 0.3))
+    order = {"channel_order": "bgr"}
+    reversed_ = {"mean": (0.6, 0.4, 0.2), "std": (0.3, 0.2, 0.1)}
+    assert taken(known, **order) == {**reversed_, **order}
+    assert taken(None, **order) == {"normalisation": "none", **order}
+    wanted = {"normalisation": "none", "pixel_range": "0..255"}
+    assert taken(None, pixel_range="0..255") == wanted
+    assert taken(known, normalisation="half", **order) == {"normalisation": "half", **order}
+
+
 def test_a_teacher_takes_images_as_they_are_given_whatever_it_says(tmp_path: Path) -> None:
     """Networks of timm, trained or not, name the size of other images."""
     says = copy.deepcopy(TRAINED)
@@ -331,6 +347,10 @@ def test_a_teacher_takes_images_as_they_are_given_whatever_it_says(tmp_path: Pat
     larger = {"pixel_range": "0..1", "input_size": (24, 24)}
     assert taken(says, input_size=(24, 24)) == as_given.model_copy(update=larger)
     assert taken(says, normalisation="half") == PreprocessingConfig(normalisation="half")
+    in_bytes = {"mean": (255 * MEAN,), "std": (255 * STD,), "pixel_range": "0..255"}
+    for network in (TRAINED, says):  # by the loader's numbers, not by those of the data or its own
+        found = taken(network, pixel_range="0..255", input_size=(12, 12))
+        assert found == PreprocessingConfig(**in_bytes, input_size=(12, 12))
 
     def refuse(size: int, _: nn.Module, images: tuple[torch.Tensor]) -> None:
         assert images[0].shape[-1] == size, f"images of {size} pixels alone"

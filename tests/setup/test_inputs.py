@@ -67,6 +67,39 @@ def test_what_is_set_stands_before_what_the_network_says(settings, changes) -> N
     assert chosen(network, *settings) == Preprocessing(**{**OWN.__dict__, **changes})
 
 
+SAID = {"mean": (0.2, 0.4, 0.8), "std": (0.1, 0.2, 0.5)}
+AS_BYTES = {"mean": (51.0, 102.0, 204.0), "std": (25.5, 51.0, 127.5), "pixel_range": "0..255"}
+NONE = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "said", "setting", "expected"),
+    [
+        # Libraries mean 0..1 and red first.
+        ("pretrained_cfg", SAID, "pixel_range=0..255", AS_BYTES),
+        ("pretrained_cfg", NONE, "pixel_range=0..255", {**NONE, "pixel_range": "0..255"}),
+        ("pretrained_cfg", SAID, "channel_order=bgr",
+         {"mean": (0.8, 0.4, 0.2), "std": (0.5, 0.2, 0.1), "channel_order": "bgr"}),
+        ("preprocessing", AS_BYTES, "pixel_range=0..1", SAID),
+        ("preprocessing", {**SAID, "channel_order": "bgr"}, "channel_order=rgb",
+         {"mean": (0.8, 0.4, 0.2), "std": (0.5, 0.2, 0.1)}),
+        # One's own network that says neither means what the experiment says.
+        ("preprocessing", {**AS_BYTES, "pixel_range": None}, "pixel_range=0..255", AS_BYTES),
+        ("preprocessing", SAID, "channel_order=bgr", {**SAID, "channel_order": "bgr"}),
+    ],
+)  # fmt: skip
+def test_a_range_or_an_order_alone_keeps_the_normalisation_of_the_network(
+    attribute: str, said: dict, setting: str, expected: dict
+) -> None:
+    """Fails if pixels in 0..255 are normalised by a mean of pixels in 0..1."""
+    network = own_teacher.Own(6, 3, 8)
+    setattr(network, attribute, said)
+    found, wanted = chosen(network, setting), Preprocessing(**expected)
+    assert found.mean == pytest.approx(wanted.mean)
+    assert found.std == pytest.approx(wanted.std)
+    assert replace(found, mean=None, std=None) == replace(wanted, mean=None, std=None)
+
+
 def test_presets_are_turned_for_networks_that_take_blue_first() -> None:
     found = chosen(None, "normalisation=imagenet", "channel_order=bgr")
     assert found.mean == (0.406, 0.456, 0.485)

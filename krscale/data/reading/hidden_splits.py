@@ -52,9 +52,7 @@ def may_hold_splits(column: str) -> bool:
     return column.lower() in SUSPECTED or _FLAG.fullmatch(_whole(column)) is not None
 
 
-def refuse_half(
-    path: Path, folders: Sequence[Path], holds_folders_only: Callable[[Path], bool]
-) -> None:
+def refuse_half(path: Path, folders: Sequence[Path], holds_classes: Callable[[Path], bool]) -> None:
     """Refuse folders if only some of them are splits: all would be read as classes.
 
     Classes may be called train and test, too, but then they hold images; splits hold folders.
@@ -62,14 +60,14 @@ def refuse_half(
     Args:
         path: The parent of the folders.
         folders: The folders, not all of which are named `train`, `val` or `test`.
-        holds_folders_only: Returns whether a folder holds folders and no image.
+        holds_classes: Returns whether a folder holds folders, and few images beside them.
 
     Raises:
         UserError: If folders whose names differ only in the split, such as `seg_train` and
-            `seg_test`, all hold only folders, or if the train folder does.
+            `seg_test`, all hold folders of classes, or if the train folder does.
     """
     for names in named_alike([folder.name for folder in folders]):
-        deep = [name for name in names if holds_folders_only(path / name)]
+        deep = [name for name in names if holds_classes(path / name)]
         if len(deep) == len(names):
             raise UserError(f"data.path: {path}: {_why(names, folders)}")
         if any(names[name] == "train" for name in deep):

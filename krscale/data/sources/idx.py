@@ -15,6 +15,7 @@ import numpy as np
 
 from krscale.config import DataConfig
 from krscale.data.reading.arrays import Array, Arrays, source_data
+from krscale.data.reading.hidden_splits import refuse_unread
 from krscale.data.reading.own_files import (
     OTHER_NAMES,
     existing_path,
@@ -37,6 +38,10 @@ _NAME = re.compile(
 
 Some copies have a dot where the originals have a dash.
 """
+_LIKE = re.compile(
+    r"(?P<start>[^.].*)-(?:images[-.]idx3|labels[-.]idx1)[-.]ubyte(?:\.gz)?", re.IGNORECASE
+)
+"""The same with any word for the split, in any case."""
 INSIDE = "raw"
 """The folder of torchvision's files, inside a folder named after the data set."""
 WANTED = (
@@ -56,6 +61,7 @@ class Idx:
         self.config = config
         self.path = existing_path(config, WANTED)
         self.files = _find(self.path)
+        _refuse_unread(self.files, str(self.path))
         self.mapping = _mapping(self.files["train"][0])
 
     @property
@@ -147,6 +153,19 @@ def _pairs(path: Path, files: Mapping[tuple[str, str], Path]) -> dict[SplitName,
             alone = pair[0] or pair[1]
             raise UserError(f"data.path: {alone}: images or labels are missing beside it.")
     return {split: (files[word, "images"], files[word, "labels"]) for word, split in splits.items()}
+
+
+def _refuse_unread(files: Mapping[SplitName, tuple[Path, Path]], where: str) -> None:
+    """Refuse files of a split that are named by a word that is not read: `dev-images-...`."""
+    train = files["train"][0]
+    named = _NAME.fullmatch(train.name)
+    start = f"{named['set']}-" if named and named["set"] else ""
+    words = {}
+    for name in sorted(file.name for file in train.parent.iterdir() if file.is_file()):
+        like = None if _NAME.fullmatch(name) else _LIKE.fullmatch(name)
+        if like and like["start"].startswith(start):
+            words[name] = like["start"].removeprefix(start)
+    refuse_unread(words, files, where)
 
 
 def _mapping(train: Path) -> Path | None:

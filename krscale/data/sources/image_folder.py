@@ -54,7 +54,7 @@ class ImageFolder:
         if splits:
             self.roots = {splits[folder.name]: folder for folder in folders}
         else:
-            refuse_half(self.path, folders, _holds_folders_only)
+            refuse_half(self.path, folders, _holds_classes)
 
     @property
     def own_splits(self) -> tuple[SplitName, ...]:
@@ -130,13 +130,16 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
     return found, folders
 
 
-def _holds_folders_only(folder: Path) -> bool:
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder holds folders, and more images in them than beside them."""
     found, folders = _folders(folder)
-    return bool(folders) and not found.outside
+    if not found.outside:
+        return bool(folders)
+    return sum(_num_images(inside) for inside in folders) > len(found.outside)
 
 
 def _num_images(entry: Path) -> int:
-    """Return the number of images in a skipped folder, at every depth."""
+    """Return the number of images in a folder, at every depth; 0 if it cannot be listed."""
     if not entry.is_dir() or entry.name.lower() in SYSTEM_FOLDERS:
         return 0
     try:

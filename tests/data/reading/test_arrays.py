@@ -448,6 +448,22 @@ class TestIdx:
             with pytest.raises(UserError, match="no such files; expected a folder with train-imag"):
                 prepare("idx", path, tmp_path / "cache")
 
+    @pytest.mark.parametrize("start", ["", "emnist-letters-"])
+    @pytest.mark.parametrize("word", ["dev", "eval", "Validation", "val_set"])
+    def test_a_split_by_another_word_is_not_cut_anew(self, tmp_path, start, word):
+        for seed, split in enumerate(("train", "test", word)):
+            idx(tmp_path / f"{start}{split}-images-idx3-ubyte", images(seed=seed, shape=(6, 5)))
+            idx(tmp_path / f"{start}{split}-labels-idx1-ubyte", labels())
+        for path in (tmp_path, tmp_path / f"{start}train-images-idx3-ubyte"):
+            with pytest.raises(UserError, match=f"{start}{word}-images-idx3-ubyte is named after"):
+                prepare("idx", path, tmp_path / "cache")
+
+    def test_files_beside_its_own_may_have_any_name(self, tmp_path):
+        for seed, name in enumerate(("train", "test", "extra", "other-dev")):
+            idx(tmp_path / f"{name}-images-idx3-ubyte", images(seed=seed, shape=(6, 5)))
+            idx(tmp_path / f"{name}-labels-idx1-ubyte", labels())
+        assert prepare("idx", tmp_path, tmp_path / "cache").num_samples["test"] == len(labels())
+
     def test_two_names_of_one_split(self, tmp_path):
         for name in ("train", "t10k", "test"):
             idx(tmp_path / f"{name}-images-idx3-ubyte", images(shape=(6, 5)))

@@ -324,6 +324,24 @@ def test_splits_by_longer_names_are_no_classes(tmp_path, names, deeper):
         prepare(tmp_path / "data", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("strayed", [("train",), ("test",), ("train", "test")])
+def test_stray_images_make_no_classes_of_splits(tmp_path, strayed):
+    for number, name in enumerate(("train", "test")):
+        fill(tmp_path / "data" / f"seg_{name}", seed=5000 * number)
+        if name in strayed:
+            fill(tmp_path / "data" / f"seg_{name}", 3, ("",), seed=9000 + 100 * number)
+    with pytest.raises(UserError, match="seg_test and seg_train are named after splits and hold"):
+        prepare(tmp_path / "data", tmp_path / "cache")
+
+
+def test_classes_named_like_splits_may_hold_folders_beside_their_images(tmp_path):
+    for number, name in enumerate(("toy_train", "toy_test")):
+        for inside, num_images in (("", 20), ("details", 5)):
+            seed = 5000 * number + 1000 * len(inside)
+            fill(tmp_path / "data" / name, num_images, (inside,), seed)
+    assert prepare(tmp_path / "data", tmp_path / "cache").classes == ("toy_test", "toy_train")
+
+
 @pytest.mark.parametrize(
     "names",
     [("bullet_train", "test_tube"), ("train", "car"), ("train", "bus", "car"),

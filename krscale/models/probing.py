@@ -17,6 +17,7 @@ from krscale.knowledge.tap_search import evaluating
 from krscale.models.foreign import located
 from krscale.models.outputs import LogitsReader, check_steady, refuse_bounded, refuse_probabilities
 from krscale.models.preprocessing import input_shape
+from krscale.models.state_dicts import non_finite
 
 BATCH = 2
 """Number of images of the pass; batch norm in train mode needs more than one."""
@@ -111,12 +112,7 @@ def check_weights_are_finite(model: nn.Module, where: str) -> None:
             f"networks have them: {listed}. krscale cannot save these: give the network before "
             "its quantisation, or let get_extra_state return a tensor."
         )
-    found = [
-        name
-        for name, value in state.items()
-        if value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all())
-    ]
-    if found:
+    if found := non_finite(state, dict(model.named_buffers(remove_duplicate=False))):
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise UserError(
             f"{where}: the weights hold NaN or infinity: {', '.join(found[:5])}{more}. "

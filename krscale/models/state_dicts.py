@@ -6,7 +6,7 @@ dropped is returned as a note, and if two choices fit, the user must decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,18 +150,42 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = ""
     return Fitted(found, (*_notes(chosen, left, place), *notes))
 
 
-def refuse_non_finite(state: Mapping[str, Tensor], place: str) -> None:
+def non_finite(state: Mapping[str, Tensor], buffers: Collection[str] = ()) -> list[str]:
+    """Return the names of the weights with NaN or infinity; those on meta tensors have neither.
+
+    Args:
+        state: Weights by name.
+        buffers: Names of those that are no parameters. These may hold minus infinity, as masks of
+            attention do.
+
+    Example:
+        >>> mask = {"mask": torch.tensor([0.0, -torch.inf])}
+        >>> non_finite(mask), non_finite(mask, ["mask"])
+        (['mask'], [])
+    """
+    found = []
+    for name, value in state.items():
+        if value.is_floating_point() and not value.is_meta:
+            right = value.isfinite()
+            if not bool((right | value.isneginf() if name in buffers else right).all()):
+                found.append(name)
+    return found
+
+
+def refuse_non_finite(
+    state: Mapping[str, Tensor], place: str, buffers: Collection[str] = ()
+) -> None:
     """Refuse weights with NaN or infinity.
+
+    Args:
+        state: As for `non_finite`.
+        place: The file, and the config key that named it, for error messages.
+        buffers: As for `non_finite`.
 
     Raises:
         UserError: If there are such weights; the message names the tensors.
     """
-    found = [
-        name
-        for name, value in state.items()
-        if value.is_floating_point() and not bool(value.isfinite().all())
-    ]
-    if found:
+    if found := non_finite(state, buffers):
         raise UserError(
             f"{place}: NaN or infinity in {', '.join(shorten(found))}. The training they come from "
             "has failed; take an earlier checkpoint."

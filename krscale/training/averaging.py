@@ -15,8 +15,8 @@ class AveragedStudent:
 
     After update `n` they are `d * average + (1 - d) * weights` with
     `d = min(decay, (1 + n) / (10 + n))`, so that the initial, random weights soon lose their
-    influence. Running statistics are averaged in the same way, counters are copied, and weights
-    with several names are updated once.
+    influence. Running statistics are averaged in the same way, and weights with several names are
+    updated once. Counters are copied, and so are masks with infinity, whose mean would be NaN.
 
     Args:
         student: The student in training.
@@ -26,6 +26,12 @@ class AveragedStudent:
     def __init__(self, student: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(student).requires_grad_(False)
         self.decay, self.num_updates = decay, 0
+        state = self.model.state_dict()
+        self.averaged = {
+            name
+            for name, value in state.items()
+            if value.is_floating_point() and not bool(value.isinf().any())
+        }
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
@@ -36,7 +42,7 @@ class AveragedStudent:
         averages = self.model.state_dict(keep_vars=True)  # the tensors themselves
         once = {id(average): (name, average) for name, average in averages.items()}
         for name, average in once.values():  # tied weights have several names
-            if average.is_floating_point():
+            if name in self.averaged:
                 average.lerp_(current[name].to(average.dtype), 1.0 - decay)
             else:
                 average.copy_(current[name])

@@ -243,7 +243,7 @@ def fit_weights(path: Path, model: nn.Module, where: str = "", key: str = "") ->
     place = f"{where}: {path}" if where else str(path)
     read = _read(path, where, key)
     fitted = fit(read.state, model, place, read.key)
-    refuse_non_finite(fitted.state, place)
+    refuse_non_finite(fitted.state, place, dict(model.named_buffers(remove_duplicate=False)))
     return Fitted(fitted.state, (*read.notes, *fitted.notes))
 
 

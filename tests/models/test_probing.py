@@ -83,6 +83,23 @@ def test_weights_that_are_not_finite_are_named():
         check_weights_are_finite(model, "teacher")
 
 
+def masked(values: list[float]) -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor(values))
+    return model
+
+
+def test_masks_of_attention_may_hold_minus_infinity():
+    check_weights_are_finite(masked([0.0, -torch.inf]), "teacher")
+    for broken in ([torch.inf], [torch.nan, -torch.inf]):
+        with pytest.raises(UserError, match="teacher: the weights hold NaN or infinity: mask"):
+            check_weights_are_finite(masked(broken), "teacher")
+    model = masked([0.0])
+    nn.init.constant_(model.bias, -torch.inf)
+    with pytest.raises(UserError, match="teacher: the weights hold NaN or infinity: bias"):
+        check_weights_are_finite(model, "teacher")
+
+
 def test_a_state_that_is_not_of_tensors_alone_is_refused():
     """For example of quantised networks: a file of tensors cannot hold their packed weights."""
 

@@ -61,3 +61,12 @@ def test_it_goes_on_from_its_state():
     for found in (average, again):
         found.update(other)
     assert torch.equal(average.model.weight, again.model.weight)
+
+
+def test_a_mask_with_infinity_stays_as_it_is():
+    """Its mean with itself would be NaN, and so would be all that is computed of it."""
+    student = nn.Linear(1, 1)
+    student.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = AveragedStudent(student, 0.9)
+    average.update(student)
+    assert torch.equal(average.model.mask, student.mask)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from krscale.errors import StorageError
+from krscale.errors import StorageError, UserError
 from krscale.files import write_text
 from krscale.redaction import holds_userinfo
 
@@ -88,9 +88,22 @@ def working_folder(storage: str) -> Path:
 
 
 def storages_root() -> Path:
-    """Return the folder that contains this machine's working folders."""
-    general = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "krscale"
-    base = Path(os.environ.get(CACHE_VARIABLE) or general).expanduser()
+    """Return the folder that contains this machine's working folders.
+
+    Raises:
+        UserError: If the variable names a relative path: the processes of a run have different
+            current folders.
+    """
+    general = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    if not general.is_absolute():  # to be ignored, by the rules of this variable
+        general = Path("~/.cache").expanduser()
+    chosen = os.environ.get(CACHE_VARIABLE)
+    base = Path(chosen).expanduser() if chosen else general / "krscale"
+    if not base.is_absolute():
+        raise UserError(
+            f"{CACHE_VARIABLE}: {base} is a relative path, and the processes of a run have "
+            f"different current folders; set an absolute one, as {Path.cwd() / base}."
+        )
     return Path(os.path.realpath(base)) / "storages"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from krscale.errors import StorageError
+from krscale.errors import StorageError, UserError
 from krscale.storage.address import (
     CACHE_VARIABLE,
     checked_uri,
@@ -81,6 +81,26 @@ def test_each_machine_has_its_own_place(tmp_path: Path, monkeypatch: pytest.Monk
     assert here(of_one, "/mnt/runs") == of_one
     assert here("/elsewhere/x", uri) == Path("/elsewhere/x")
     assert working_folder("s3://bucket/b") != working_folder(uri)
+
+
+def test_a_relative_folder_would_be_another_in_each_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of Ray have current folders of their own."""
+    uri = "s3://bucket/a"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(CACHE_VARIABLE, "cache")
+    for use in (working_folder, mark):
+        with pytest.raises(
+            UserError, match=f"{CACHE_VARIABLE}: cache is a relative path, .*/cache"
+        ):
+            use(uri)
+    monkeypatch.setenv(CACHE_VARIABLE, "~/cache")
+    assert working_folder(uri).is_relative_to(tmp_path / "home" / "cache")
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # such a value is to be ignored
+    assert working_folder(uri).is_relative_to(tmp_path / "home" / ".cache" / "krscale")
 
 
 def test_a_working_folder_says_what_it_stands_for(

@@ -22,6 +22,8 @@ from krscale.storage_errors import storage_error
 EXIT_USER_ERROR = 2
 EXIT_CLOSED_PIPE = 141
 _LONGEST_WAIT = 10_000_000
+_REFUSING = ("strict", "surrogateescape", "surrogatepass")
+"""Ways of a stream to treat characters that it cannot encode which end in an error."""
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -80,6 +82,8 @@ def _without_folder(error: Exception) -> UserError | None:
 def _mend_streams() -> None:
     """Open closed streams on the null device, and escape characters that a stream cannot encode.
 
+    In the locale C, a stream passes bytes of file names on (`surrogateescape`), and refuses any
+    other character that is not ASCII.
     Python sets a stream to None if it was closed before it started (`>&-`, some services). The
     next file that is opened then gets its number, and a library's output would end up in that file.
     """
@@ -87,7 +91,7 @@ def _mend_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and mode == "w" and stream.errors == "strict":
+        elif isinstance(stream, io.TextIOWrapper) and mode == "w" and stream.errors in _REFUSING:
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -16,6 +16,7 @@ a file of the export cannot be used.
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import difflib
 import hashlib
@@ -381,7 +382,8 @@ def _run(options: argparse.Namespace) -> None:
     files = find_files(options.paths)
     read_by_people = sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):  # writes names that are not UTF-8 unchanged
-        sys.stdout.reconfigure(errors="surrogateescape")
+        codecs.register_error("student", _encoded)
+        sys.stdout.reconfigure(errors="student")
     lines = csv.writer(sys.stdout, lineterminator="\n")
     # The default quotes the terminator "\n" alone; readers also take "\r" for the end of a line.
     quoted = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -392,6 +394,15 @@ def _run(options: argparse.Namespace) -> None:
             lines.writerow(map(_printable, row))
         else:
             (quoted if "\r" in row[0] + row[1] else lines).writerow(row)
+
+
+def _encoded(error: UnicodeError) -> tuple[str | bytes, int]:
+    r"""Return the byte of a file name that is not UTF-8, or an escape: `\xe9` in ASCII."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    error.end = error.start + 1
+    is_byte = "\udc80" <= error.object[error.start] <= "\udcff"
+    return codecs.lookup_error("surrogateescape" if is_byte else "backslashreplace")(error)
 
 
 def _printable(text: str) -> str:

@@ -100,11 +100,20 @@ def test_a_closed_stream_is_no_traceback_and_no_file_of_ours(tmp_path, closed):
     assert (tmp_path / "made").read_text() == "mine"
 
 
-def test_what_an_encoding_lacks_is_escaped(tmp_path):
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "ascii:surrogateescape"},
+        {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+    ],
+)
+def test_what_an_encoding_lacks_is_escaped(tmp_path, variables):
+    code = STREAMS.encode("ascii", "backslashreplace").decode()  # arguments have an encoding, too
     done = subprocess.run(
-        [sys.executable, "-c", STREAMS],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=environment(PYTHONIOENCODING="ascii"),
+        env=environment(**variables),
         capture_output=True,
         timeout=30,
         check=False,

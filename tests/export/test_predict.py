@@ -378,6 +378,18 @@ def test_names_of_strangers_files(
     assert not any(mark in shown + err for mark in marks)
 
 
+def test_what_the_encoding_of_stdout_lacks_is_escaped(
+    script, tmp_path: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = next(file for file in held_out.rglob("*.png") if file.stat().st_size)
+    name = b"\xff\xc3\xa9.png"  # bytes that are no text, then an é
+    shutil.copy(source, os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert script(tmp_path) == 0
+    assert b"\xff\\xe9.png," in stream.buffer.getvalue()
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(exported, held_out: Path) -> None:
     reading, writing_end = os.pipe()
     os.close(reading)

@@ -79,3 +79,20 @@ def test_a_classifier_is_poor_where_a_probe_is_better_beyond_chance(
     wanted = rf"right for {own:.1%} of {num_held_out} images .* own tap 'second' for 90\.0%"
     with pytest.raises(UserError, match=wanted):
         check_teacher(knowledge, ("first", "second", "third"))
+
+
+@pytest.mark.parametrize(
+    ("num_held_out", "num_wrong", "is_poor"),
+    [(4, 1, False), (4, 3, True), (96, 3, False), (96, 8, True), (1000, 31, True)],
+)
+def test_a_probe_that_is_right_for_all_of_few_images_is_not_known_to_be_better(
+    num_held_out: int, num_wrong: int, is_poor: bool
+) -> None:
+    """Its accuracy of 100 % has an error, too: one wrong answer of four proves nothing."""
+    accuracy = torch.tensor([1.0, 1.0 - num_wrong / num_held_out])
+    knowledge = TeacherKnowledge(Probes((2,), 3), accuracy, accuracy, num_held_out)
+    if not is_poor:
+        check_teacher(knowledge, ("first",))
+        return
+    with pytest.raises(UserError, match="own tap 'first' for 100"):
+        check_teacher(knowledge, ("first",))

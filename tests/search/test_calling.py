@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import krscale
 from krscale.config import PreprocessingConfig, load
-from krscale.data.pixels import Normalisation
+from krscale.data.reading.pixels import Normalisation
 from krscale.errors import UserError
 from krscale.models.given import available
 from krscale.runs.experiment_file import read_experiment

@@ -402,3 +402,15 @@ def test_the_key_chooses_among_the_weights_of_a_file(tmp_path, key, content):
 
 def _renamed(state, prefix):
     return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def test_a_file_may_hold_masks_of_minus_infinity(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    save_weights(tmp_path / "w.safetensors", model)
+    load_weights(tmp_path / "w.safetensors", model)
+    with torch.no_grad():
+        model.bias[0] = -torch.inf
+    save_weights(tmp_path / "w.safetensors", model)
+    with pytest.raises(UserError, match=r"NaN or infinity in bias\."):
+        load_weights(tmp_path / "w.safetensors", model)

@@ -382,8 +382,8 @@ def _run(options: argparse.Namespace) -> None:
     files = find_files(options.paths)
     read_by_people = sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):  # writes names that are not UTF-8 unchanged
-        codecs.register_error("student", _encoded)
-        sys.stdout.reconfigure(errors="student")
+        codecs.register_error("escape", _encoded)
+        sys.stdout.reconfigure(errors="escape")
     lines = csv.writer(sys.stdout, lineterminator="\n")
     # The default quotes the terminator "\n" alone; readers also take "\r" for the end of a line.
     quoted = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)

@@ -72,11 +72,13 @@ class ReviewKD(FeatureMethod):
     term = "reviewkd"
     kind = "maps"
     takes_mixed_labels = True
+    share: Tensor
 
     def __init__(self, context: MethodContext, settings: ReviewKDSettings) -> None:
         super().__init__(context, settings)
         self.warmup = settings.reviewkd_warmup
-        self.share = 1.0
+        # A tensor, so that compiled code is not recompiled for every epoch.
+        self.register_buffer("share", torch.tensor(1.0), persistent=False)
         own = feature_shapes("maps", context.student_stage_shapes)
         theirs = shapes_of(context.teacher_shapes, "maps")
         met = [theirs[student_tap(n, len(own), len(theirs)) - 1] for n in range(1, len(own) + 1)]
@@ -93,7 +95,7 @@ class ReviewKD(FeatureMethod):
 
     def begin_epoch(self, progress: float) -> None:
         """Set the share of the weight that the warm-up has reached."""
-        self.share = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        self.share.fill_(min(1.0, progress / self.warmup) if self.warmup else 1.0)
 
     def compare(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor

@@ -162,6 +162,16 @@ def test_the_warm_up() -> None:
     assert (without.compare(own, theirs, torch.zeros(3)) > 0).all()
 
 
+def test_the_warm_up_does_not_compile_the_loss_again() -> None:
+    method, own, theirs = built(warmup=0.4), stages(STUDENT), stages(TEACHER, seed=2)
+    compare = torch.compile(method.compare, backend="eager")
+    method.begin_epoch(0.1)
+    early = compare(own, theirs, torch.zeros(3))
+    method.begin_epoch(0.3)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        torch.testing.assert_close(compare(own, theirs, torch.zeros(3)), 3.0 * early)
+
+
 def test_a_training_that_would_be_warm_up_alone_is_refused() -> None:
     brief = ("train.num_epochs=1", "search.methods=['kd', 'reviewkd']")
     with pytest.raises(UserError, match=r"distill\.reviewkd_warmup: a training of one epoch"):

@@ -161,15 +161,24 @@ class Networks:
             UserError: If something does not fit; the message names the setting, or the method and
                 both shapes.
         """
+        self.check_granularity()
         experiment, teacher = self.experiment, self.teacher
-        if "granularity" in method_settings(experiment.distill.method):
-            split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
         if experiment.teacher.model not in ZOO or experiment.teacher.taps:
             network = shapes_only(experiment.teacher, self, "teacher", experiment.teacher.width)
             images = zeros(network, teacher.image_shape)
             check_depth_order(network, teacher.taps, images, "teacher.taps")
         for student in students_of(experiment):
             self._check_student(student)
+
+    def check_granularity(self) -> None:
+        """Refuse a granularity that the teacher's taps do not allow; nothing is built for this.
+
+        Raises:
+            UserError: If it is out of range, or neither a number nor a level.
+        """
+        experiment, teacher = self.experiment, self.teacher
+        if "granularity" in method_settings(experiment.distill.method):
+            split_taps(experiment.distill.granularity, teacher.num_taps, teacher.stage_ends)
 
     def _check_student(self, config: StudentConfig | LadderStudent) -> None:
         experiment, teacher, where = self.experiment, self.teacher, student_table(config)

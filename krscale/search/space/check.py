@@ -12,17 +12,17 @@ from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.data import describe_data
 from krscale.errors import UserError
 from krscale.search.space.space import COMMON, SearchSpace, find_space, load_space, read_tables
-from krscale.setup.methods import check_methods
+from krscale.setup.methods import check_methods, methods_of
 from krscale.setup.networks import Networks
 from krscale.training.optimisers import check_optimiser
 
 SHAPING: dict[str, Any] = {
     "teacher": True,
     "student": True,
-    "distill": {"method", "granularity"},
     "train": {"global_batch_size", "gradient_accumulation"},
 }
-"""All settings a space can change that `Networks.check` reads."""
+"""All settings a space can change for which `Networks.check` builds networks, but for the methods.
+It builds none to check a granularity."""
 
 
 def fitting_space(networks: Networks) -> SearchSpace:
@@ -35,7 +35,7 @@ def fitting_space(networks: Networks) -> SearchSpace:
         UserError: With one line for each mistake.
     """
     networks.check()  # a mistake of the experiment itself is reported once
-    fitting: set[str] = set()
+    fitting = {_shaping(networks.experiment)}
     _refuse_channels_last(networks.experiment)
 
     def check(changed: Experiment) -> None:
@@ -48,14 +48,22 @@ def fitting_space(networks: Networks) -> SearchSpace:
                 "trials could compare: set it (--set distill.where_weight=1), or leave it out."
             )
         # Most fields do not affect networks, and building one takes a tenth of a second.
-        shaping = fingerprint(changed.model_dump(mode="json", include=SHAPING))
+        of_changed = networks.of(changed)
+        of_changed.check_granularity()
+        shaping = _shaping(changed)
         if shaping not in fitting:
-            networks.of(changed).check()
+            of_changed.check()
             fitting.add(shaping)
 
     space = load_space(networks.experiment, networks.teacher.num_taps, check)
     _refuse_student_fields(networks.experiment, space)
     return space
+
+
+def _shaping(experiment: Experiment) -> str:
+    """Return a fingerprint of all for which `Networks.check` builds networks."""
+    settings = experiment.model_dump(mode="json", include=SHAPING)
+    return fingerprint([settings, sorted(methods_of(experiment))])
 
 
 def _refuse_channels_last(experiment: Experiment) -> None:

@@ -9,6 +9,7 @@ import torch
 from krscale.config import load
 from krscale.errors import UserError
 from krscale.search.space.check import check_space
+from krscale.setup.networks import Networks
 
 
 def check(folder: Path, *lines: str, settings: tuple[str, ...] = ()) -> None:
@@ -105,3 +106,18 @@ def test_an_order_that_needs_a_gpu_is_searched_where_there_is_one(
     check(tmp_path, line, settings=("cluster.address=ray://elsewhere:10001",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check(tmp_path, line, settings=local)
+
+
+def test_networks_are_built_once_for_all_values_and_methods_that_do_not_shape_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    whole = Networks.check
+    monkeypatch.setattr(Networks, "check", lambda networks: seen.append(whole(networks)))
+    methods = "search.methods=['plain', 'kd', 'kr']"
+    kr = '[kr]\n"distill.granularity" = "default"\n"distill.sparsity" = "default"'
+    check(tmp_path, BOTH, OF_ADAMW, kr, settings=(methods,))
+    assert len(seen) == 1, "of the experiment itself"
+    deeper = choices("student.options.num_blocks", "1", "2", "3")
+    check(tmp_path, BOTH, OF_ADAMW, deeper, kr, deeper, settings=(methods,))
+    assert len(seen) == 2 + 2, "one for each number that is not the experiment's own"

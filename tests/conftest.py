@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
@@ -44,6 +45,20 @@ LEFT_OUT = ("browser", "drill")
 """Markers of tests that run only where `-m` asks for them; each has a make target of its own."""
 DRILL_SECONDS = 900
 """Timeout of a drill without a longer one: the limits of many files are for their short tests."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without looking for garbage, and never look for any among what is there by then.
+
+    Libraries, modules of tests and thousands of tests live as long as the process.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

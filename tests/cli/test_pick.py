@@ -79,7 +79,9 @@ def test_json_alone_is_on_stdout_and_nothing_heavy_is_imported(run, tmp_path) ->
         "--format", "safetensors", "--output", str(tmp_path / "ship"),
     ]  # fmt: skip
     code = (
-        "import sys\nfrom krscale.cli.app import main\n"
+        "import sys\nimport pytest\nfrom krscale.cli.app import main\n"
+        "from running import check_exports_here\n"
+        "check_exports_here(pytest.MonkeyPatch())  # another process would be of tests/export\n"
         f"assert main({['pick', *arguments]!r}) == 0\n"
         "heavy = {'ray', 'optuna', 'mlflow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

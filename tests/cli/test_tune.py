@@ -28,9 +28,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
 ]
 
-METHODS = ("plain", "kd", "kr")
+METHODS = ("plain", "kr")
 CAPACITIES = ("1/16", "1/4")
 TRIALS, FINALS, NUM_EPOCHS = 2, 2, 3
+OWN = (*SMALL, f"search.methods={list(METHODS)}")
 WATCHED = "teacher.model=watched_teacher:Watched"
 
 
@@ -57,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     storage = tmp_path_factory.mktemp("storage")
     # A relative path, as by default: workers run in other folders and must find the same place.
     relative = os.path.relpath(storage, ROOT)
-    settings = (*SMALL, f"storage_path={relative}", "name=small", WATCHED)
+    settings = (*OWN, f"storage_path={relative}", "name=small", WATCHED)
     done = command("tune", ["--json", *overrides(*settings)])
     assert done.returncode == 0, done.stderr
     return storage / "small", json.loads(done.stdout)
@@ -152,7 +153,7 @@ def test_children_hold_params_epochs_and_capacity(finished: tuple[Path, dict[str
 def test_same_command_again_runs_nothing_anew(finished: tuple[Path, dict[str, Any]]) -> None:
     run, curve = finished
     before = {name: len(study.trials) for name, study in journal(run).items()}
-    settings = (*SMALL, f"storage_path={run.parent}", "name=small", WATCHED)
+    settings = (*OWN, f"storage_path={run.parent}", "name=small", WATCHED)
     with without_ray():  # no trial is left to run
         done = here("tune", ["--json", *overrides(*settings)])
     assert done.returncode == 0, done.stderr
@@ -181,7 +182,7 @@ def test_report_reads_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
 
 def test_other_experiment_in_the_folder_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
     run, _ = finished
-    settings = (*SMALL, f"storage_path={run.parent}", "name=small", WATCHED, "train.num_epochs=4")
+    settings = (*OWN, f"storage_path={run.parent}", "name=small", WATCHED, "train.num_epochs=4")
     done = here("tune", overrides(*settings))
     assert done.returncode == 2
     assert "train.num_epochs was 3, is now 4" in done.stderr
@@ -194,7 +195,7 @@ def test_sigkill_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, drill: 
     drill.must_hold("the same command completes the search; its trials go on from checkpoints")
     # A checkpoint at every report, so that a trial of a second leaves one.
     own = ("search.checkpoint_seconds=0", "ladder.capacities=['1/16']")
-    settings = overrides(*SMALL, f"storage_path={tmp_path}", "name=killed", *own)
+    settings = overrides(*OWN, f"storage_path={tmp_path}", "name=killed", *own)
     argv = [sys.executable, "-m", "krscale.tune", "--quiet", *settings]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(

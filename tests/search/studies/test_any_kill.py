@@ -109,7 +109,9 @@ def _counts(trial: FrozenTrial) -> bool:
     return not trial.user_attrs.get("interrupted")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.drill) for seed in (2, 3))]
+)
 def test_a_search_killed_several_times_ends_exact(
     seed: int, config: Experiment, tmp_path: Path
 ) -> None:

@@ -71,13 +71,18 @@ def run(options: argparse.Namespace) -> int:
 
     curves = _told_apart([_named(read_curve(path), path) for path in paths])
     output = _output(options.output, paths, curves)
+    _print_tables(paths, curves, as_json=options.json)  # even where no file can be written
     try:
         output.mkdir(parents=True, exist_ok=True)
-        shown = _write_files(paths, curves, output)
+        _write_files(paths, curves, output)
     except OSError as error:
         file = error.filename2 or error.filename or output  # filename2 is the target of a move
         raise UserError(f"{file}: cannot be written: {error.strerror or error}.") from None
-    _print(shown, output, as_json=options.json)
+    if not options.json:
+        show(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
+        show(f"CSV:    {output / CSV_FILE}")
+        figures = f"{output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}"
+        show(f"Figure: {figures}")
     return 0
 
 
@@ -135,7 +140,7 @@ def _output(given: str | None, paths: Sequence[Path], curves: Sequence[Curve]) -
     return paths[0].parent / "reports" / name
 
 
-def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> list[ShownRun]:
+def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -> None:
     from krscale.report import draw_curve, draw_curves, write_csv, write_interactive, write_page
 
     shown = []
@@ -151,7 +156,6 @@ def _write_files(paths: Sequence[Path], curves: Sequence[Curve], output: Path) -
     write_interactive(curves, output / INTERACTIVE_FILE)
     write_csv(curves, output / CSV_FILE)
     write_page(shown, output / PAGE_FILE, overlay)
-    return shown
 
 
 def _shown(path: Path, curve: Curve, figure: bytes) -> ShownRun:
@@ -209,8 +213,7 @@ def _content(curves: Sequence[Curve]) -> Any:
     return found[0] if len(found) == 1 else found
 
 
-def _print(shown: Sequence[ShownRun], output: Path, *, as_json: bool) -> None:
-    curves = [run.curve for run in shown]
+def _print_tables(paths: Sequence[Path], curves: Sequence[Curve], *, as_json: bool) -> None:
     if as_json:
         show(json.dumps(_content(curves), indent=2))
         return
@@ -218,12 +221,9 @@ def _print(shown: Sequence[ShownRun], output: Path, *, as_json: bool) -> None:
     from krscale.report import comparison_table, curve_table, front_headings, front_table
 
     if len(curves) > 1:
-        experiments = [run.experiment for run in shown]
+        experiments = [_or_problem(read_experiment, path)[0] for path in paths]
         terminal().print(comparison_table(curves, experiments=experiments))
     else:
         terminal().print(curve_table(curves[0]))
         if front_headings(curves[0]):
             terminal().print(front_table(curves[0]))
-    show(f"Page:   {output / PAGE_FILE} (one file; opens without a network)")
-    show(f"CSV:    {output / CSV_FILE}")
-    show(f"Figure: {output / FIGURE_FILE}, to explore in a browser: {output / INTERACTIVE_FILE}")

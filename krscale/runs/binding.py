@@ -27,7 +27,7 @@ from krscale.setup.prepare import Setup
 from krscale.setup.teacher import WEIGHTS_FILE
 from krscale.setup.teacher_code import Code, compare_code, read_code, read_student_code
 from krscale.setup.teacher_facts import rebuild_teacher
-from krscale.setup.weights import weights_identity
+from krscale.setup.weights import from_file, weights_identity
 
 _WAYS_ON = (
     "Choose another name (--set name=...), or go on with --new-data, which puts the results so far "
@@ -182,7 +182,8 @@ def _with_networks(
     given = {"teacher": weights_identity(experiment, dataset)}
     for student in students:
         path = Path(getattr(student, "weights", "")).expanduser()
-        given[student_table(student)] = sha256(path) if path.is_file() else ""
+        is_there = from_file(student) and path.is_file()
+        given[student_table(student)] = sha256(path) if is_there else ""
     inputs = {"teacher": teacher_preprocessing(experiment, dataset)}
     inputs |= {student_table(each): student_preprocessing(each, dataset) for each in students}
     return replace(

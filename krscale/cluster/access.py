@@ -95,8 +95,8 @@ def joining(address: str, where: str) -> Iterator[None]:
         where: Source of the address, for the errors.
 
     Raises:
-        UserError: If the cluster demands a token and the local one is missing or wrong, or if the
-            cluster cannot be joined for another reason.
+        UserError: If the cluster demands a token and the local one is missing or wrong, if it runs
+            another Ray or Python, or if it cannot be joined for another reason.
     """
     check_token_file()
     name = "RAY_gcs_server_port_wait_time_s"  # Ray's number of attempts; by default 20
@@ -113,6 +113,8 @@ def joining(address: str, where: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         if "InvalidAuthToken" in f"{error} {error.__cause__}":
             raise refused(address, where) from None
+        if str(error).startswith("Version mismatch"):
+            raise _other_versions(address, where, error) from None
         raise _no_cluster(address, where, first_line(error)) from None
     finally:
         if given is None:
@@ -157,4 +159,13 @@ def _no_cluster(address: str, where: str, reason: str) -> UserError:
         f"{where}: no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one "
         f"(RAY_AUTH_MODE=token ray start --head), or leave cluster.address and RAY_ADDRESS empty "
         f"for a Ray of this run's own."
+    )
+
+
+def _other_versions(address: str, where: str, error: Exception) -> UserError:
+    """Return the error for a cluster of another Ray or Python; Ray lists the versions in lines."""
+    listed = " ".join(str(error).removeprefix("Version mismatch:").split())
+    return UserError(
+        f"{where}: the Ray cluster at {address!r} cannot be joined from here, as versions differ. "
+        f"{listed}. Install the same ones on all machines (constraints.txt)."
     )

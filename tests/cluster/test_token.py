@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from ray._private import utils as ray_utils
 from ray._private.authentication import authentication_utils
 from ray._private.authentication import grpc_authentication_client_interceptor as interceptor
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader
@@ -116,6 +117,21 @@ def test_another_token_is_said_to_be_that_of_its_place(
     assert "the one here, in RAY_AUTH_TOKEN, is not the cluster's" in found
     assert PLACES in found
     assert "of-another-cluster" not in found
+
+
+def test_a_cluster_of_other_versions_is_said_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's error has them in lines of their own; the first line alone names none."""
+    monkeypatch.setattr(ray_utils, "compute_version_info", lambda: ("2.60.0", "3.12.9"))
+    of_cluster = {"ray_version": "2.59.1", "python_version": "3.11.7"}
+    with pytest.raises(RuntimeError) as raised:
+        ray_utils.check_version_info(of_cluster, "node 10.0.0.2")
+    found = message(ADDRESS, raised.value)
+    assert found == (
+        f"cluster.address: the Ray cluster at '{ADDRESS}' cannot be joined from here, as versions "
+        "differ. The cluster was started with: Ray: 2.59.1 Python: 3.11.7 This process on node "
+        "10.0.0.2 was started with: Ray: 2.60.0 Python: 3.12.9. Install the same ones on all "
+        "machines (constraints.txt)."
+    )
 
 
 @pytest.mark.parametrize("content", [None, ""])

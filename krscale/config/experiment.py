@@ -27,8 +27,10 @@ from krscale.redaction import redact
 from krscale.storage.address import checked_uri, is_uri, working_folder
 
 _NEARLY_URI = re.compile(
-    r"(?i)(s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|memory|https?):(?!//)|[a-z][a-z0-9+.-]+:/(?!/)"
+    r"(?i)[\s'\"]*((s3|gs|gcs|hdfs|abfss?|az|wasbs?|file|memory|https?)(:|\W?//)|[a-z][a-z0-9+.-]+:/)"
 )
+"""The beginning of a path that was meant as a URI: a slash or a colon is missing, or quotes or
+white space stand before it, as in a file of variables whose quotes are part of the value."""
 STORAGE_VARIABLE = "KRSCALE_STORAGE_PATH"
 """Environment variable with the storage to use where an experiment names none."""
 
@@ -103,7 +105,10 @@ class Experiment(Section):
         if is_uri(storage_path):
             return checked_uri(storage_path)
         if _NEARLY_URI.match(storage_path):
-            raise ValueError("a URI has two slashes, such as s3://bucket/prefix")
+            raise ValueError(
+                "a URI begins with its scheme, a colon and two slashes, such as "
+                "s3://bucket/prefix; a folder of this name is ./NAME"
+            )
         # Workers have other working directories.
         path = real(Path(storage_path).expanduser())
         for part in (path, *path.parents):

@@ -20,16 +20,27 @@ from krscale.redaction import redact
 from krscale.storage.address import place_of
 
 _CHUNK = 8 << 20
+_AZURE = ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET")
 _CREDENTIALS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
     "gcs": ("GOOGLE_APPLICATION_CREDENTIALS",),
-    "abfs": ("AZURE_STORAGE_KEY",),
-    "abfss": ("AZURE_STORAGE_KEY",),
+    "abfs": _AZURE,
+    "abfss": _AZURE,
 }
 """Environment variables with credentials, by scheme; a machine with a role needs none of them."""
 _OF_PYARROW = ("abfs", "abfss", "file", "gcs", "gs", "hdfs", "hf", "s3", "viewfs")
 """Schemes for which pyarrow has a file system."""
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Environment variables with the address of an S3 server, the first that is set counts."""
+_DEFAULTS = {
+    # An object of up to 10 MB then takes one request instead of three.
+    "s3": ("allow_delayed_open", "true"),
+    # By default, 15 minutes pass until missing credentials or a wrong address are reported.
+    "gs": ("retry_limit_seconds", "30"),
+    "gcs": ("retry_limit_seconds", "30"),
+}
+"""Options of a file system that are added to a URI without them, by scheme."""
 _OPENED: dict[tuple[int, str], Objects] = {}
 
 
@@ -183,9 +194,9 @@ def _resolve(uri: str) -> tuple[Any, str]:
     from pyarrow import ArrowInvalid, fs
 
     asked = uri
-    if uri.startswith("s3://") and "allow_delayed_open" not in uri:
-        # An object of up to 10 MB then takes one request instead of three.
-        asked += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
+    option, value = _DEFAULTS.get(uri.partition(":")[0], ("", ""))
+    if option and option not in uri:
+        asked += f"{'&' if '?' in uri else '?'}{option}={value}"
     with _talking(uri, "reach it"):
         try:
             return fs.FileSystem.from_uri(asked)  # type: ignore[no-any-return]
@@ -243,16 +254,30 @@ def place_for_ray(folder: Path) -> tuple[str, Any]:
 @contextmanager
 def _talking(uri: str, doing: str) -> Iterator[None]:
     """Convert the errors of a file system to `StorageError`."""
+    from pyarrow import ArrowException
+
     try:
         yield
     except StorageError:
         raise
-    except (OSError, ValueError, ImportError, NotImplementedError) as error:
+    except (OSError, ValueError, ImportError, NotImplementedError, ArrowException) as error:
         # Some file systems of fsspec are read-only: http, github, zip.
         unable = isinstance(error, NotImplementedError)
         why = "its file system cannot do that" if unable else _first_line(error)
         found = f"storage_path: {uri}: cannot {doing}: {why}."
-        raise StorageError(f"{found} {missing_credentials(uri)}".strip()) from None
+        hints = filter(None, (_endpoint(uri), missing_credentials(uri)))
+        raise StorageError(" ".join((found, *hints))) from None
+
+
+def _endpoint(uri: str) -> str:
+    """Return a sentence on the variable with the server's address; empty if none counts."""
+    name = next((name for name in _ENDPOINTS if os.environ.get(name)), "")
+    if not (name and uri.startswith("s3:")) or "endpoint_override" in uri:
+        return ""
+    address = os.environ[name]
+    is_url = address.startswith(("http://", "https://"))
+    wrong = "" if is_url else ", which does not begin with http:// or https://"
+    return f"The server is that of {name}: {redact(address)!r}{wrong}."
 
 
 def missing_credentials(uri: str) -> str:
@@ -271,5 +296,5 @@ def missing_credentials(uri: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = (str(error).splitlines() or [""])[0].strip().rstrip(".")
+    text = (str(error).splitlines() or [""])[0].partition(" error_info=")[0].strip().rstrip(".")
     return redact(text) or type(error).__name__

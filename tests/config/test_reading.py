@@ -291,6 +291,25 @@ def test_jobs_that_ship_are_found_from_anywhere(
         load("digits.toml")
 
 
+@pytest.mark.parametrize(
+    "text", ["s3:/b/p", "s3//b/p", "S3;//b", " s3://b/p", "'s3://b/p'", '"other://b"', "gs:b"]
+)
+def test_a_mistyped_uri_is_no_folder(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container would keep its results in a folder of this name, and lose them with itself."""
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", text)
+    with pytest.raises(UserError, match=r"storage_path: a URI begins with its scheme, a colon"):
+        load()
+
+
+@pytest.mark.parametrize("text", ["s3/b", "runs//b", "./s3//b", "./ s3:/b", "files"])
+def test_a_folder_may_be_called_like_a_scheme(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KRSCALE_STORAGE_PATH", text)
+    assert load().storage_path == str(tmp_path / text)
+
+
 @pytest.mark.parametrize("uri", ["s3://KEY:S3CRET@bucket", "s3://b?secret_key=S3CRET"])
 def test_credentials_of_a_storage_are_not_repeated(uri: str) -> None:
     with pytest.raises(UserError) as caught:

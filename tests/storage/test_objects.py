@@ -6,13 +6,21 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import ANY
 
+import pyarrow as pa
 import pytest
+from pyarrow import fs
 from s3_server import CREDENTIALS, KEY, SECRET, query, s3_server
 
+<<<<<<< HEAD
 from krscale.errors import StorageError, UserError
 from krscale.storage.objects import Info, Objects, check_scheme, missing_credentials
+=======
+from krscale.errors import StorageError
+from krscale.storage.objects import Info, Objects, _talking, missing_credentials
+>>>>>>> 0ce5eca (Storage: credentials and addresses that do not work are said at once, by variable)
 from krscale.storage.opening import probe
 
 
@@ -130,6 +138,67 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     assert missing_credentials("s3://b") == "Not set in the environment: AWS_SECRET_ACCESS_KEY."
     assert missing_credentials("memory://b") == ""
+
+
+def test_credentials_of_google_that_are_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pyarrow raises is none of Python's own exceptions."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no.json")
+    with pytest.raises(StorageError, match=r"storage_path: gs://b/p: cannot write") as caught:
+        probe("gs://b/p")
+    assert str(caught.value).endswith("Cannot open credentials file /no.json.")
+
+
+def test_credentials_that_azure_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `az` is asked and machines of Azure may have a role, the storage itself is not tried."""
+    for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AZURE_TENANT_ID", "mine")
+    uri = "abfs://me.blob.core.windows.net/b/p"
+    with pytest.raises(StorageError) as caught, _talking(uri, "write x"):
+        raise pa.ArrowException("Unknown error: no token\nfor you")
+    assert str(caught.value) == (
+        f"storage_path: {uri}: cannot write x: Unknown error: no token. "
+        "Not set in the environment: AZURE_CLIENT_ID and AZURE_CLIENT_SECRET."
+    )
+
+
+@pytest.mark.parametrize(("given", "limit"), [("", "30"), ("?retry_limit_seconds=5", "5")])
+def test_google_is_not_asked_for_a_quarter_of_an_hour(
+    given: str, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def from_uri(uri: str) -> tuple[object, str]:
+        asked.append(uri)
+        return SimpleNamespace(type_name="gcs"), "b/p"
+
+    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=from_uri))
+    monkeypatch.setattr("krscale.storage.objects._OPENED", {})
+    Objects.open(f"gs://b/p{given}")
+    assert asked == [f"gs://b/p?retry_limit_seconds={limit}"]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("not a url", "AWS_ENDPOINT_URL: 'not a url', which does not begin with http:// or https"),
+        ("http://127.0.0.1:1", "AWS_ENDPOINT_URL: 'http://127.0.0.1:1'."),
+        ("http://me:S3CRET@127.0.0.1:1", "AWS_ENDPOINT_URL: 'http://***@127.0.0.1:1'."),
+    ],
+)
+def test_the_variable_with_the_server_is_named(
+    address: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    for uri, is_named in (
+        ("s3://b/p", True),
+        ("s3://b/p?endpoint_override=127.0.0.1:1", False),
+        ("gs://b/p", False),
+    ):
+        with pytest.raises(StorageError) as caught, _talking(uri, "write x"):
+            raise OSError("no answer")
+        assert (told in str(caught.value)) == is_named
+        assert "S3CRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["memory://bucket", "memory://a/b", "mock://a/b"])

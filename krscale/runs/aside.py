@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from krscale.data import SPLITS_FILE
 from krscale.errors import DamagedFileError
 from krscale.files import read_json, sync, write_atomic, write_json
 from krscale.storage.run_copy import FETCHING, RECORD
@@ -16,6 +17,8 @@ EARLIER = "earlier"
 """Prefix of the names of folders, within a run folder, that hold what `--new-data` put aside."""
 KEPT = frozenset((".lock", ".owner", HERE, RECORD, FETCHING, "experiment.json", "environment.json"))
 """What stays when the rest of a run folder is put aside; the last two are also copied."""
+_TRACKING = "tracking"
+_SPOOL = Path(_TRACKING, "spool.jsonl")
 _MARK = "being put aside in"
 """Key of the content that replaces the record while the rest is being moved; it matches no data."""
 
@@ -69,6 +72,17 @@ def results_in(folder: Path) -> list[str]:
         for name in names
         if name != ORIGIN_FILE and name not in KEPT and not name.startswith(f"{EARLIER}-")
     )
+
+
+def has_begun(folder: Path) -> bool:
+    """Return whether a run has trained or recorded anything since its folder was made.
+
+    It has not if its start was refused, or ended before the first trial.
+    """
+    if set(results_in(folder)) - {SPLITS_FILE, _TRACKING} or being_put_aside(folder):
+        return True
+    spool = folder / _SPOOL
+    return spool.is_file() and spool.read_bytes().count(b"\n") > 1  # its first line is its id
 
 
 def _move(folder: Path, aside: Path) -> Path:

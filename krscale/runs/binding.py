@@ -19,8 +19,14 @@ from krscale.digests import check_file
 from krscale.errors import UserError
 from krscale.files import sha256, write_atomic, write_json
 from krscale.models.preprocessing import Preprocessing
-from krscale.runs.aside import ORIGIN_FILE, being_put_aside, finish_putting_aside, put_aside
-from krscale.runs.older import data_of, has_results, is_of, no_store_is_of
+from krscale.runs.aside import (
+    ORIGIN_FILE,
+    being_put_aside,
+    finish_putting_aside,
+    has_begun,
+    put_aside,
+)
+from krscale.runs.older import data_of, is_of, no_store_is_of
 from krscale.setup.network_builder import student_table, students_of
 from krscale.setup.networks import student_preprocessing, teacher_preprocessing
 from krscale.setup.prepare import Setup
@@ -261,7 +267,7 @@ def _compare_older(folder: Path, setup: Setup, new_data: bool) -> _Compared:
     known, dataset = data_of(folder), setup.dataset
     if not all(is_of(dataset, fingerprint) for fingerprint in known):
         return _Compared("its result is of other data (an older krscale did not note which images)")
-    if known or not has_results(folder):
+    if known or not has_begun(folder):
         return _Compared()
     older = "it is older than the record of its data, and nothing in it tells which images they are"
     if new_data:

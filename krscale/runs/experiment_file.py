@@ -8,9 +8,11 @@ from typing import Any
 
 from krscale.config import Experiment, TrackingConfig, as_record, validate
 from krscale.config.older import FORMER_OF_KR, MENDED, uses_mended_method, with_former_defaults
+from krscale.data import SPLITS_FILE
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json
 from krscale.redaction import redact_all
+from krscale.runs.aside import ORIGIN_FILE, has_begun
 from krscale.runs.origin import read_environment
 from krscale.storage.address import storage_of
 
@@ -84,6 +86,9 @@ def check_or_write(
 ) -> None:
     """Write the experiment of a start, after comparing it with that of the run if there is one.
 
+    A run in which nothing was trained takes another experiment, and then other data as well: its
+    first start was refused (more workers than the cluster has), or ended with the teacher.
+
     Args:
         folder: Folder of the run, claimed by this process.
         experiment: The resolved experiment.
@@ -105,13 +110,12 @@ def check_or_write(
         new = _flat(content["experiment"], UNBOUND) | _flat(content["bound"], set())
         changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
         free = (*FREE, *renewed)
-        _refuse_changes(
-            folder,
-            old,
-            new,
-            [key for key in changed if not key.startswith(free) and key not in BUDGETS],
-            newer=old.keys() - written.keys(),
-        )
+        bound_to = [key for key in changed if not key.startswith(free) and key not in BUDGETS]
+        if bound_to and not has_begun(folder):
+            for name in (ORIGIN_FILE, SPLITS_FILE):
+                (folder / name).unlink(missing_ok=True)
+            bound_to = []
+        _refuse_changes(folder, old, new, bound_to, newer=old.keys() - written.keys())
         _refuse_less(folder, old, new, spent)
     write_json(path, content)
 

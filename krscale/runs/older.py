@@ -6,13 +6,12 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from krscale.data import SPLITS_FILE, Dataset
+from krscale.data import Dataset
 from krscale.data.dataset import open_data
 from krscale.errors import UserError
 from krscale.files import MOST_OF_A_LOG, read_json
 from krscale.report import read_curve
 from krscale.report.result import CURVE_FILE
-from krscale.runs.aside import results_in
 
 _SPOOL = Path("tracking", "spool.jsonl")
 _TAG = "krscale.data"
@@ -28,11 +27,6 @@ def data_of(folder: Path) -> set[str]:
         with suppress(UserError):  # a damaged result will be written again
             found.add(str(read_curve(folder).data.get("fingerprint") or ""))
     return (found | _recorded(folder / _SPOOL)) - {""}
-
-
-def has_results(folder: Path) -> bool:
-    """Whether a run has any results; its list of splits is not one."""
-    return bool(set(results_in(folder)) - {SPLITS_FILE})
 
 
 def is_of(dataset: Dataset, known: str) -> bool:

@@ -22,6 +22,7 @@ from krscale.runs import older
 from krscale.runs.aside import ORIGIN_FILE
 from krscale.runs.binding import bind, bind_weights, check_networks
 from krscale.setup.prepare import Setup, prepare_knowledge
+from krscale.tracking.spool import Spool
 from krscale.training.checkpoint import save_weights
 
 CLASSES = ("ant", "bee", "cat")
@@ -173,6 +174,9 @@ def test_a_folder_without_the_record_gets_it_and_that_is_said(
 ) -> None:
     (folder / "experiment.json").write_text("{}")
     assert start(experiment, folder) == (), "it has only been claimed"
+    (folder / ORIGIN_FILE).unlink()
+    Spool(folder / "tracking" / "spool.jsonl")
+    assert start(experiment, folder) == (), "nothing has been recorded yet"
     (folder / ORIGIN_FILE).unlink()
     (folder / "journal.log").write_text("of an older krscale")
     (line,) = start(experiment, folder)

@@ -9,7 +9,9 @@ import pytest
 
 from krscale.config import Experiment, load
 from krscale.errors import UserError
+from krscale.files import write_json
 from krscale.runs.experiment_file import check_or_write, last_start, read_experiment
+from krscale.tracking.spool import Event, Spool
 
 
 def experiment(storage: Path, *sets: str) -> Experiment:
@@ -51,12 +53,54 @@ def test_a_moved_folder_is_where_it_is_now(tmp_path: Path) -> None:
     assert Path(found.data.path) == tmp_path / "new" / "images"
 
 
+def begin(folder: Path) -> None:
+    """Leave in a run folder what its first trial leaves."""
+    (folder / "journal.log").touch()
+
+
 def test_every_field_that_differs_is_named(tmp_path: Path) -> None:
-    start(tmp_path, bound={"seed": 1})
+    begin(start(tmp_path, bound={"seed": 1}))
     with pytest.raises(UserError) as caught:
         start(tmp_path, "train.num_epochs=3", "views.num_views=2", bound={"seed": 2})
     for said in ("seed was 1, is now 2", "train.num_epochs was", "views.num_views was"):
         assert said in str(caught.value)
+
+
+def test_a_run_that_was_refused_takes_what_is_corrected(tmp_path: Path) -> None:
+    """With `train.num_workers=64` mistyped, the name was taken until its folder was deleted."""
+    folder = start(tmp_path, "train.num_workers=64", bound={"space": {"kr": 1}})
+    for name in ("origin.json", "splits.csv"):
+        (folder / name).write_text("of data that a correction may change")
+    Spool(folder / "tracking" / "spool.jsonl")
+    start(tmp_path, "train.num_workers=2", bound={"space": {"kr": 2}})
+    assert read_experiment(folder).train.num_workers == 2
+    assert not (folder / "origin.json").exists()
+    assert not (folder / "splits.csv").exists()
+
+
+@pytest.mark.parametrize("trace", ["journal.log", "students", "curve.json", "checkpoint"])
+def test_a_run_that_has_begun_stays_what_it_is(tmp_path: Path, trace: str) -> None:
+    folder = start(tmp_path)
+    (folder / trace).mkdir()
+    (folder / "origin.json").write_text("of its data")
+    with pytest.raises(UserError, match=r"train\.num_workers was 1, is now 2"):
+        start(tmp_path, "train.num_workers=2")
+    assert (folder / "origin.json").exists()
+
+
+def test_a_run_that_is_recorded_has_begun(tmp_path: Path) -> None:
+    folder = start(tmp_path)
+    Spool(folder / "tracking" / "spool.jsonl").append(Event("start", "kr", 0))
+    with pytest.raises(UserError, match=r"train\.num_workers was 1, is now 2"):
+        start(tmp_path, "train.num_workers=2")
+
+
+def test_a_run_whose_results_are_being_put_aside_has_begun(tmp_path: Path) -> None:
+    folder = start(tmp_path)
+    write_json(folder / "origin.json", {"being put aside in": "earlier-1"})
+    with pytest.raises(UserError, match=r"train\.num_workers was 1, is now 2"):
+        start(tmp_path, "train.num_workers=2")
+    assert (folder / "origin.json").exists()
 
 
 def test_what_changes_no_trial_may_differ(tmp_path: Path) -> None:
@@ -66,7 +110,7 @@ def test_what_changes_no_trial_may_differ(tmp_path: Path) -> None:
 
 
 def test_a_space_may_differ_knowingly(tmp_path: Path) -> None:
-    start(tmp_path, bound={"space": {"kr": {"train.learning_rate": [0.1, 1.0]}}})
+    begin(start(tmp_path, bound={"space": {"kr": {"train.learning_rate": [0.1, 1.0]}}}))
     other = {"space": {"kr": {"train.learning_rate": [0.1, 2.0]}}}
     with pytest.raises(UserError, match="--new-space goes on knowingly"):
         start(tmp_path, bound=other)

@@ -48,6 +48,8 @@ WORKERS_TOO = ("OMP_WAIT_POLICY", *allocator.VARIABLES)
 """Settings of this process that its workers on a cluster need when they start. The workers of a
 private Ray inherit the whole environment."""
 POLL_SECONDS = 1.0
+MOST_ASKED = 10_000
+"""Largest number of places that a cluster is asked for; Ray would need memory for each of them."""
 DYING_SECONDS = 0.5
 """Limit for Ray's processes to end, if they are told to end together with this process."""
 
@@ -217,7 +219,7 @@ def require(
 @contextmanager
 def _asked_for(resources: Mapping[str, float], count: int) -> Iterator[None]:
     """Show the demand to an autoscaler; withdraw it at the end, whether nodes came or not."""
-    demand = placement_group([dict(resources)] * count, strategy="PACK")
+    demand = placement_group([dict(resources)] * min(count, MOST_ASKED), strategy="PACK")
     try:
         yield
     finally:

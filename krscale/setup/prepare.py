@@ -278,5 +278,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device: 'cuda' is set, but torch sees no GPU here.")
+        raise UserError(
+            "train.device: 'cuda' is set, but torch sees no GPU on this machine. 'auto' takes "
+            "a GPU where there is one, also one of another node of a cluster."
+        )
     return torch.device(name)

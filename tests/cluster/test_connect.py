@@ -170,3 +170,20 @@ def test_workers_of_a_cluster_get_what_they_need_when_they_start(
         connect.connect(ClusterConfig(address="127.0.0.1:1"))
         assert {name: os.environ.get(name) for name in VARIABLES} == before, "for workers alone"
     assert seen == [{"env_vars": found}]
+
+
+def test_a_number_of_workers_beyond_all_reason_is_refused_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A list of a hundred billion places to ask an autoscaler for fits into no memory."""
+    asked: list[int] = []
+    monkeypatch.setattr(connect, "num_slots", lambda _: 2)
+    monkeypatch.setattr(connect, "can_grow", lambda: True)
+    monkeypatch.setattr(connect, "describe_nodes", lambda _: "2 nodes of 1 CPU")
+    monkeypatch.setattr(connect, "placement_group", lambda places, **_: asked.append(len(places)))
+    monkeypatch.setattr(connect, "remove_placement_group", lambda _: None)
+    config = ClusterConfig(wait_seconds=0.01)
+    for count in (3, 100_000_000_000):
+        with pytest.raises(UserError, match=f"train.num_workers: this needs {count} times 1 CPU"):
+            connect.require({"CPU": 1.0}, config, "train.num_workers", count)
+    assert asked == [3, connect.MOST_ASKED]

@@ -17,7 +17,12 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
-from krscale.cluster.token import check_client_port, check_token_file, refused
+from krscale.cluster.token import (
+    check_client_port,
+    check_token_file,
+    check_token_text,
+    refused,
+)
 from krscale.errors import UserError, first_line
 
 CONNECT_SECONDS = 5.0
@@ -99,9 +104,10 @@ def joining(address: str, where: str) -> Iterator[None]:
             another Ray or Python, or if it cannot be joined for another reason.
     """
     check_token_file()
+    check_token_text()
     name = "RAY_gcs_server_port_wait_time_s"  # Ray's number of attempts; by default 20
-    given = os.environ.get(name)
-    os.environ[name] = given or str(_NUM_ATTEMPTS)
+    given = os.environ.get(name)  # for a Ray that is started here, `connect` sets 120
+    os.environ[name] = str(_NUM_ATTEMPTS)
     try:
         if address.startswith("ray://"):
             check_client_port(address, where, CONNECT_SECONDS)
@@ -117,8 +123,9 @@ def joining(address: str, where: str) -> Iterator[None]:
             raise _other_versions(address, where, error) from None
         raise _no_cluster(address, where, first_line(error)) from None
     finally:
-        if given is None:
-            del os.environ[name]
+        del os.environ[name]
+        if given is not None:
+            os.environ[name] = given
 
 
 def _greet(host: str, port: int) -> bool:

@@ -41,6 +41,27 @@ def check_token_file() -> None:
         ) from None
 
 
+def check_token_text() -> None:
+    """Make sure that the local token, if it is sent, can be: gRPC ends the process otherwise.
+
+    Raises:
+        UserError: If it has characters other than printable ASCII, or white space inside.
+    """
+    if get_authentication_mode() != AuthenticationMode.TOKEN or not _has_token():
+        return
+    try:
+        given = os.environ.get("RAY_AUTH_TOKEN")
+        token = given or Path(_place()).read_text(encoding="ascii")
+        is_plain = all("!" <= character <= "~" for character in token.strip())
+    except UnicodeDecodeError:
+        is_plain = False
+    if not is_plain:
+        raise UserError(
+            f"{_place()}: what is there is no token of Ray, which has letters, digits and signs on "
+            f"one line. {_GET}."
+        )
+
+
 def _has_token() -> bool:
     """Return whether a token is set on this machine, whether or not it is demanded.
 

@@ -187,3 +187,21 @@ def test_a_number_of_workers_beyond_all_reason_is_refused_like_any_other(
         with pytest.raises(UserError, match=f"train.num_workers: this needs {count} times 1 CPU"):
             connect.require({"CPU": 1.0}, config, "train.num_workers", count)
     assert asked == [3, connect.MOST_ASKED]
+
+
+@pytest.mark.parametrize("given", [None, "60"])
+def test_a_cluster_is_asked_a_few_times_only(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray asks 120 times where it starts here, and would do so with a wrong token as well."""
+    name, seen = "RAY_gcs_server_port_wait_time_s", list[str | None]()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect, "check_answers", lambda *_: None)
+    monkeypatch.setattr(connect, "_init", lambda *_, **__: seen.append(os.environ.get(name)))
+    with own_environment():
+        os.environ.pop(name, None)
+        if given:
+            os.environ[name] = given
+        connect.connect(ClusterConfig(address="127.0.0.1:1"))
+        assert os.environ[name] == (given or "120")
+    assert seen == ["3"]

@@ -134,6 +134,26 @@ def test_a_cluster_of_other_versions_is_said_with_both(monkeypatch: pytest.Monke
     )
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfet\0", "tökens".encode(), b"two tokens", b"a\nb"])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_file_that_is_no_text_is_no_token(
+    content: bytes, is_named: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC ends the process where such a token is sent."""
+    file = home / "of-windows" if is_named else home / ".ray" / "auth_token"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    if is_named:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    with joining(ADDRESS, "cluster.address"):
+        pass  # it is not sent
+    send_tokens(monkeypatch)
+    assert message(ADDRESS, None).startswith(f"{file}: what is there is no token of Ray, which has")
+    file.write_bytes(b"Some-t0ken_of/base64==\n")
+    with joining(ADDRESS, "cluster.address"):
+        pass
+
+
 @pytest.mark.parametrize("content", [None, ""])
 @pytest.mark.parametrize("address", [ADDRESS, "local"])
 def test_a_token_path_without_a_token(

@@ -206,6 +206,18 @@ def test_a_figure_that_cannot_be_written_is_a_user_error(storage, capsys):
     assert "curve.png: a folder stands in the place of a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"), [([], "test accuracy in %"), (["--json"], '"test_accuracy"')]
+)
+def test_the_table_is_shown_even_where_no_file_can_be_written(storage, capsys, options, shown):
+    (storage / "digits" / "report.html").mkdir()
+    assert main(["digits", *options]) == 2
+    out, err = capsys.readouterr()
+    assert "report.html: a folder stands in the place of a file" in err
+    assert shown in out
+    assert "Page:" not in out
+
+
 def test_the_module_runs_as_a_program(storage):
     done = subprocess.run(
         [sys.executable, "-m", "krscale.report", "nothing"],

@@ -14,13 +14,8 @@ import pytest
 from pyarrow import fs
 from s3_server import CREDENTIALS, KEY, SECRET, query, s3_server
 
-<<<<<<< HEAD
 from krscale.errors import StorageError, UserError
-from krscale.storage.objects import Info, Objects, check_scheme, missing_credentials
-=======
-from krscale.errors import StorageError
-from krscale.storage.objects import Info, Objects, _talking, missing_credentials
->>>>>>> 0ce5eca (Storage: credentials and addresses that do not work are said at once, by variable)
+from krscale.storage.objects import Info, Objects, _talking, check_scheme, missing_credentials
 from krscale.storage.opening import probe
 
 

@@ -31,11 +31,13 @@ from krscale.search.studies.pruners import STOPPED, Stop, find_stop
 from krscale.search.studies.retries import (
     ALONE,
     CONTINUES,
+    LAST_EPOCH,
     SEED,
     Cause,
     deserves_retry,
     epochs_beyond,
     epochs_reached,
+    last_epoch,
     run_again,
     why_given_up,
 )
@@ -352,12 +354,18 @@ class Ladder:
         study.recount()
 
     def _record(self, assignment: Assignment, trial: Trial, metrics: Mapping[str, float]) -> bool:
-        """Report an epoch; return whether Optuna keeps it: it does only with one objective."""
+        """Report an epoch; return whether Optuna may prune the trial: with one objective alone.
+
+        With several, Optuna keeps no epochs, so only the number of the last one is kept.
+        """
         for listener in self.listeners:
             listener.on_epoch(assignment, metrics)
         single = len(self._study(assignment.key).objectives(self.config)) == 1
         if single:
             trial.report(metrics[VAL_ACCURACY], int(metrics["epoch"]))
+        else:
+            before = int(trial.user_attrs.get(LAST_EPOCH, 0))
+            trial.set_user_attr(LAST_EPOCH, max(before, int(metrics["epoch"])))
         return single
 
     def _catch_up(self, study: Study, assignment: Assignment) -> int:
@@ -371,7 +379,7 @@ class Ladder:
         """
         frozen = study.optuna.get_trials(deepcopy=False)[assignment.number]
         recorded, trial = frozen.intermediate_values, Trial(study.optuna, frozen._trial_id)
-        reached = max(recorded, default=0)
+        reached = last_epoch(frozen)
         for metrics in kept_history(checkpoint_path(self.run_path, assignment.name)):
             if int(metrics["epoch"]) not in recorded:
                 self._record(assignment, trial, metrics)

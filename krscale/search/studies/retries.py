@@ -24,6 +24,8 @@ ALONE = "alone"
 NUM_LOST = "num_lost"
 """How many workers a trial's earlier attempts have lost."""
 SEED = "seed"
+LAST_EPOCH = "last_epoch"
+"""The last epoch that a trial with several objectives has reported, of which Optuna keeps none."""
 _INHERITED = (SEED, CONTINUES, ALONE, NUM_LOST, "transferred_from")
 
 
@@ -93,17 +95,19 @@ def run_again(study: optuna.Study, number: int, cause: Cause, *, has_checkpoint:
 
 
 def epochs_reached(study: optuna.Study, number: int) -> int:
-    """Return the last epoch that a trial, or an earlier attempt of it, has reported; 0 before any.
-
-    In a study with several objectives it stays 0, because Optuna keeps no epochs for it.
-    """
+    """Return the last epoch that a trial or an earlier attempt of it has reported; 0 before any."""
     trials = study.get_trials(deepcopy=False)
     attempt = trials[number]
-    reached = attempt.last_step or 0
+    reached = last_epoch(attempt)
     while 0 <= (earlier := int(attempt.user_attrs.get(RETRY_OF, -1))) < attempt.number:
         attempt = trials[earlier]
-        reached = max(reached, attempt.last_step or 0)
+        reached = max(reached, last_epoch(attempt))
     return reached
+
+
+def last_epoch(trial: FrozenTrial) -> int:
+    """Return the last epoch that a trial has reported by itself; 0 before any."""
+    return max(trial.last_step or 0, int(trial.user_attrs.get(LAST_EPOCH, 0)))
 
 
 def epochs_beyond(study: optuna.Study, trial: FrozenTrial) -> int:

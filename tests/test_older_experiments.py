@@ -39,6 +39,7 @@ def begin_as_before(config: Experiment, **distill: object) -> None:
             del content["experiment"]["distill"][name]
         content["experiment"]["distill"] |= distill
         write_json(path, content)
+        (folder / "journal.log").touch()  # its trials have begun
 
 
 def go_on(config: Experiment) -> dict[str, Any]:
@@ -119,6 +120,7 @@ def begin_with_first_formulation(config: Experiment) -> None:
             del content["experiment"]["distill"][name]
         content["experiment"]["distill"]["kr_weight"] = FORMER_WEIGHT
         write_json(path, content)
+        (folder / "journal.log").touch()  # its trials have begun
 
 
 @pytest.mark.parametrize("method", ["kr", "kr+dkd"])

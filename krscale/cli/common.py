@@ -22,8 +22,8 @@ from krscale.storage_errors import storage_error
 EXIT_USER_ERROR = 2
 EXIT_CLOSED_PIPE = 141
 _LONGEST_WAIT = 10_000_000
-_REFUSING = ("strict", "surrogateescape", "surrogatepass")
-"""Ways of a stream to treat characters that it cannot encode which end in an error."""
+_PASSING_BYTES = ("surrogateescape", "surrogatepass")
+"""Ways of a stream to treat characters by which it passes bytes of file names on."""
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -91,8 +91,14 @@ def _mend_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and mode == "w" and stream.errors in _REFUSING:
+        elif isinstance(stream, io.TextIOWrapper) and mode == "w" and _refuses(stream):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _refuses(stream: io.TextIOWrapper) -> bool:
+    """Return whether a stream raises an error for some text; UTF-8 has every character."""
+    is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+    return stream.errors == "strict" or (stream.errors in _PASSING_BYTES and not is_utf8)
 
 
 def _show(error: UserError | None) -> None:

@@ -6,6 +6,7 @@ Only this module imports pyarrow.fs. Every failure is a `StorageError` without c
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -230,10 +231,8 @@ def check_scheme(storage: str) -> None:
     if not separator or scheme in _OF_PYARROW or scheme.startswith("fsspec+"):
         return
     others: list[str] = []
-    with suppress(ImportError):
-        import fsspec
-
-        others = fsspec.available_protocols()
+    with suppress(ImportError):  # pyarrow takes the file systems of fsspec, if that is installed
+        others = importlib.import_module("fsspec").available_protocols()
     if scheme not in others:
         raise unknown_name("scheme", scheme, _OF_PYARROW, "storage_path")
 

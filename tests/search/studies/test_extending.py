@@ -208,6 +208,7 @@ def test_a_run_older_than_a_field_goes_on_while_the_field_has_its_default(tmp_pa
     small = {**ONE, "storage_path": str(tmp_path), "name": "one"}
     config = experiment(**small)
     start(config)
+    (config.run_path / "journal.log").touch()  # its trials have begun
     distill = config.model_dump(mode="json")["distill"]
     del distill["crd_embedding_size"], distill["posterior"]
     rewrite(config.run_path, distill=distill, tracking={"no_longer": 1})
@@ -223,6 +224,7 @@ def test_a_table_of_free_names_is_not_filled_up_with_the_default_one(tmp_path: P
     small = {**ONE, "storage_path": str(tmp_path), "name": "one"}
     config = experiment(**small, **{"teacher.options": {}})
     start(config)
+    (config.run_path / "journal.log").touch()  # its trials have begun
     start(config)
     with pytest.raises(UserError, match=r"teacher\.options\.num_blocks was None, is now 2"):
         start(experiment(**small))

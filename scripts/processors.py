@@ -21,7 +21,8 @@ TESTS = (
     "tests/knowledge", "tests/methods", "tests/models", "tests/training", "tests/test_parallel.py",
     "tests/test_batch_norm.py",
     "tests/store/test_rows.py", "tests/store/test_features.py",
-    "tests/data/augmentation/test_views.py", "tests/data/test_loader.py", "tests/data/test_joining.py",
+    "tests/data/augmentation/test_views.py", "tests/data/test_loader.py",
+    "tests/data/test_joining.py",
     "tests/benchmarks/test_claims_tracing.py",
     "tests/search/studies/test_checkpoints.py",
 )  # fmt: skip

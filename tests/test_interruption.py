@@ -173,7 +173,9 @@ def test_a_closed_terminal_does_not_break_the_cleaning(tmp_path: Path) -> None:
         f"for each in (0, 1, 2): os.dup2(os.open({terminal!r}, os.O_RDWR), each)\n"
         f"{work}sys.exit(run_command(work, []))"
     )
-    with python(code, start_new_session=True) as process:
+    # Streams that begin as pipes have no position that would be lost when `dup2` replaces them.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with python(code, start_new_session=True, **pipes) as process:
         deadline = time.monotonic() + 30
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -6,7 +6,6 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from krscale.data import SPLITS_FILE
 from krscale.errors import DamagedFileError
 from krscale.files import read_json, sync, write_atomic, write_json
 from krscale.storage.run_copy import FETCHING, RECORD
@@ -79,10 +78,20 @@ def has_begun(folder: Path) -> bool:
 
     It has not if its start was refused, or ended before the first trial.
     """
+    from krscale.data import SPLITS_FILE  # imports torch, for which --help must not wait
+
     if set(results_in(folder)) - {SPLITS_FILE, _TRACKING} or being_put_aside(folder):
         return True
     spool = folder / _SPOOL
     return spool.is_file() and spool.read_bytes().count(b"\n") > 1  # its first line is its id
+
+
+def forget_data(folder: Path) -> None:
+    """Remove the record of the data of a run that has not begun; its next start may have others."""
+    from krscale.data import SPLITS_FILE  # as in `has_begun`
+
+    for name in (ORIGIN_FILE, SPLITS_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _move(folder: Path, aside: Path) -> Path:

@@ -8,11 +8,10 @@ from typing import Any
 
 from krscale.config import Experiment, TrackingConfig, as_record, validate
 from krscale.config.older import FORMER_OF_KR, MENDED, uses_mended_method, with_former_defaults
-from krscale.data import SPLITS_FILE
 from krscale.errors import UserError
 from krscale.files import follow, read_json, reading, write_json
 from krscale.redaction import redact_all
-from krscale.runs.aside import ORIGIN_FILE, has_begun
+from krscale.runs.aside import forget_data, has_begun
 from krscale.runs.origin import read_environment
 from krscale.storage.address import storage_of
 
@@ -112,8 +111,7 @@ def check_or_write(
         free = (*FREE, *renewed)
         bound_to = [key for key in changed if not key.startswith(free) and key not in BUDGETS]
         if bound_to and not has_begun(folder):
-            for name in (ORIGIN_FILE, SPLITS_FILE):
-                (folder / name).unlink(missing_ok=True)
+            forget_data(folder)
             bound_to = []
         _refuse_changes(folder, old, new, bound_to, newer=old.keys() - written.keys())
         _refuse_less(folder, old, new, spent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +51,35 @@ class Stream:
                 f"{num_read} images were read where {len(self)} labels had been: the files are "
                 "damaged, or changed meanwhile. Start again."
             )
+
+
+def counted_streams(
+    labels: Mapping[Part, Labels],
+    shape: tuple[int, ...],
+    pieces: Mapping[Part, Callable[[], Iterator[Images]]],
+    report: Callable[[int, int], None],
+) -> dict[Part, Stream]:
+    """Return a stream of each split; together they report how many images were read.
+
+    Args:
+        labels: Labels `[N]` of each split.
+        shape: `(C, H, W)` of every image.
+        pieces: Starts reading a split, as `Stream.pieces`.
+        report: Called after each piece with the number of images done and of all images.
+    """
+    total, done = sum(len(labels[split]) for split in pieces), 0
+
+    def counted(start: Callable[[], Iterator[Images]]) -> Iterator[Images]:
+        nonlocal done
+        for piece in start():
+            yield piece
+            done += len(piece)
+            report(done, total)
+
+    return {
+        split: Stream(labels[split], shape, partial(counted, start))
+        for split, start in pieces.items()
+    }
 
 
 def spill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -18,7 +19,7 @@ from krscale.data.source import Place, Report, SourceData, SplitName
 from krscale.data.splits.limiting import limit_note, taken
 from krscale.data.splits.skipping import Renumbered
 from krscale.data.splits.stratify import Rows
-from krscale.data.stream import Stream
+from krscale.data.stream import Stream, counted_streams
 from krscale.errors import UserError
 
 Batches = Callable[[int], Iterator[Sequence[Encoded]]]
@@ -104,24 +105,13 @@ def encoded_streams(
     decoder = Decoder(config.files, config.background)
     each = chain.from_iterable(parts["train"].batches(1))
     shape = decoder.first_shape(each, parts["train"].place)
-    total, done = sum(len(of_split) for of_split in labels.values()), 0
 
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        report(done, total)
+    def pieces(split: SplitName) -> Iterator[Images]:
+        part = parts[split]
+        return decoder.pieces(part.batches(piece_size(shape)), shape, part.place, split)
 
-    streams: dict[SplitName, Stream] = {}
-    for split, part in parts.items():
-
-        def pieces(split: SplitName = split, part: Part = part) -> Iterator[Images]:
-            batches = part.batches(piece_size(shape))
-            for piece in decoder.pieces(batches, shape, part.place, split):
-                yield piece
-                count(len(piece))
-
-        streams[split] = Stream(labels[split], shape, pieces)
-    return streams, decoder.seen
+    starts = {split: partial(pieces, split) for split in parts}
+    return counted_streams(labels, shape, starts, report), decoder.seen
 
 
 def _only(part: Part, kept: Rows) -> Part:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from krscale.data.reading.unpacking import refuse_bomb, refuse_rows
 from krscale.data.reading.walking import Found, walk
 from krscale.data.seen import Seen
 from krscale.data.source import Description, Report, SourceData, SplitName
-from krscale.data.stream import Stream
+from krscale.data.stream import Stream, counted_streams
 from krscale.errors import UserError
 from krscale.foreign import parsing, regular
 
@@ -114,22 +115,11 @@ class Parquet:
         """Return streams that read the images, and the record they fill if they decode."""
         decoder = Decoder(self.settings, self.config.background)
         shape = self._shape(locations["train"], decoder)
-        total, done = sum(len(of_split) for of_split in labels.values()), 0
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            report(done, total)
-
-        streams: dict[SplitName, Stream] = {}
-        for split, where in locations.items():
-
-            def pieces(split: SplitName = split, where: ImageLocations = where) -> Iterator[Images]:
-                for piece in self._pieces(where, shape, decoder, split):
-                    yield piece
-                    count(len(piece))
-
-            streams[split] = Stream(labels[split], shape, pieces)
+        starts = {
+            split: partial(self._pieces, where, shape, decoder, split)
+            for split, where in locations.items()
+        }
+        streams = counted_streams(labels, shape, starts, report)
         return streams, None if self.settings.raw_shape else decoder.seen
 
     def _labels(self, files: Sequence[Path]) -> tuple[Written, ImageLocations]:

@@ -17,7 +17,7 @@ from krscale.report import Curve, CurveSize, MethodResult
 from krscale.runs.origin import origin_tags
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.pruners import STOPPED
-from krscale.search.studies.retries import INTERRUPTED
+from krscale.search.studies.retries import INTERRUPTED, last_epoch
 from krscale.search.studies.study import FORBIDDEN
 from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
 from krscale.setup.prepare import Prepared
@@ -101,8 +101,8 @@ class TrackingListener:
             self.tracker.log_metrics(assignment.name, point, step=epoch, time_ms=end)
         attrs = trial.user_attrs
         metrics = {name: value for name, value in attrs.items() if isinstance(value, float)}
-        if trial.last_step is not None:  # an interrupted trial has no other metrics
-            metrics.setdefault("epoch", float(trial.last_step))
+        if reached := last_epoch(trial):  # an interrupted trial has no other metrics
+            metrics.setdefault("epoch", float(reached))
         step = int(metrics.get("epoch", 0))
         self.tracker.log_metrics(assignment.name, metrics, step=step, time_ms=end)
         self.tracker.set_tags(assignment.name, {"krscale.recorded": "later, from the journal"})

@@ -135,7 +135,10 @@ class StoppedError(Exception):
     pass
 
 
-def test_a_search_that_was_interrupted_and_went_on_unrecorded(storage: Path) -> None:
+@pytest.mark.parametrize("objectives", [["val/accuracy"], ["val/accuracy", "val/loss"]])
+def test_a_search_that_was_interrupted_and_went_on_unrecorded(
+    storage: Path, objectives: list[str]
+) -> None:
     """Its first trial was recorded and did not end; others ran while nothing was recorded."""
     shutil.rmtree(storage / "small")
 
@@ -145,7 +148,10 @@ def test_a_search_that_was_interrupted_and_went_on_unrecorded(storage: Path) -> 
         ladder.report(upcoming, {"val/accuracy": 0.25, "val/loss": 1.0, "epoch": 1.0})
         raise StoppedError
 
-    small = ("search.methods=['plain']", "search.trials_per_size=1")
+    small = (
+        *("search.methods=['plain']", "search.trials_per_size=1"),
+        *(f"search.objectives={objectives}", "search.early_stopping=none"),
+    )
     with pytest.raises(StoppedError):
         search(storage, *small, URI, train=stop)
     search(storage, *small, "tracking.enabled=false", train=train_here)

@@ -47,7 +47,7 @@ from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.retries import SEED
 from krscale.search.studies.trial_spec import Listener
 from krscale.setup.network_builder import student_models
-from krscale.setup.prepare import Prepared, Setup, prepare_knowledge
+from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import ladder_sizes
 from krscale.time_left import Workload
 from krscale.tracking import Tracker, recording_seconds
@@ -79,6 +79,7 @@ def run_session(
     # Optuna would log every study that is opened, between the lines of the live view.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_settings(experiment)
+    pick_device(experiment.train.device)  # refuses a missing GPU before data is read
     planned, workload = _planned(experiment), _workload(experiment)
     with Progress(quiet=quiet, planned=planned, workload=workload) as progress:
         reach_storage(experiment)

@@ -279,7 +279,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "train.device: 'cuda' is set, but torch sees no GPU on this machine. 'auto' takes "
-            "a GPU where there is one, also one of another node of a cluster."
+            "train.device: 'cuda' is set, but torch sees no GPU on this machine. With 'auto' "
+            "a GPU is used where there is one, on other nodes of a cluster as well."
         )
     return torch.device(name)

@@ -68,6 +68,16 @@ def test_an_address_that_cannot_be_is_refused_before_data_is_read(
         assert "data.source" not in error
 
 
+def test_a_missing_gpu_is_refused_before_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run on a machine without a GPU plans a search for one that has it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    given = (*SMALL, f"storage_path={tmp_path}", "data.source=own:missing", "train.device=cuda")
+    assert run([*overrides(*given), "--quiet"]) == 2
+    assert "torch sees no GPU on this machine" in capsys.readouterr().err
+
+
 def test_a_size_beyond_a_limit_is_not_planned() -> None:
     lines = describe_plan(load(None, (*SMALL, "search.max_parameters=100000"))).splitlines()
     assert any(

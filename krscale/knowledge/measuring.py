@@ -173,10 +173,10 @@ def check_teacher(knowledge: TeacherKnowledge, names: tuple[str, ...]) -> None:
     own = float(knowledge.accuracy[-1])
     best = int(knowledge.accuracy.argmax())
     other = float(knowledge.accuracy[best])
-    count = max(knowledge.num_held_out, 1)
     # Two right and two wrong answers are added (Agresti and Coull): the error of a probe that is
     # right for all of few images is not 0.
-    share = (other * count + 2.0) / (count + 4.0)
+    count = max(knowledge.num_held_out, 1) + 4
+    share = (other * (count - 4) + 2.0) / count
     error = (share * (1.0 - share) / count) ** 0.5
     if best == len(names) or other - own <= max(3.0 * error, 0.03):
         return

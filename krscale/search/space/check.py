@@ -21,8 +21,8 @@ SHAPING: dict[str, Any] = {
     "student": True,
     "train": {"global_batch_size", "gradient_accumulation"},
 }
-"""All settings a space can change for which `Networks.check` builds networks, but for the methods.
-It builds none to check a granularity."""
+"""The settings on which the networks that `Networks.check` builds depend, besides the methods. It
+builds none to check a granularity."""
 
 
 def fitting_space(networks: Networks) -> SearchSpace:
@@ -61,7 +61,7 @@ def fitting_space(networks: Networks) -> SearchSpace:
 
 
 def _shaping(experiment: Experiment) -> str:
-    """Return a fingerprint of all for which `Networks.check` builds networks."""
+    """Return a fingerprint of all settings on which the networks of `Networks.check` depend."""
     settings = experiment.model_dump(mode="json", include=SHAPING)
     return fingerprint([settings, sorted(methods_of(experiment))])
 

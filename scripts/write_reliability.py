@@ -27,6 +27,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "drills.json"
 COST = ROOT / "benchmarks" / "results" / "checked_reading.json"
 PAGE = ROOT / "docs" / "reliability.md"
 KINDS = (("fault", "faults survived"), ("bad input", "bad inputs tried"), ("load", "load held"))
+PROPER_NAMES = {
+    "cpu": "CPU", "mlflow": "MLflow", "rays": "Ray's", "ray": "Ray", "sigkill": "SIGKILL",
+    "ui": "UI",
+}  # fmt: skip
+"""How words of a test's name are written in a heading."""
 HEAD = """# What krscale survives
 
 <!-- Written by scripts/write_reliability.py from benchmarks/results/drills.json; do not edit. -->
@@ -80,8 +85,9 @@ def page(drills: Sequence[Mapping[str, Any]], cost: Mapping[str, Any] | None) ->
     parts = [HEAD, _totals(drills, passed)]
     failed = [each for each in drills if not each["passed"]]
     if failed:
-        parts.append("## Did not hold\n\n" + "\n".join(map(_drill, failed)))
-    parts += [_section(title, kind, passed) for kind, title in KINDS]
+        parts.append(_section("did not hold", failed))
+    for kind, title in KINDS:
+        parts.append(_section(title, [each for each in passed if _main_kind(each) == kind]))
     if cost is not None:
         parts.append(_cost(cost))
     return "\n".join(part for part in parts if part)
@@ -100,9 +106,15 @@ def _totals(drills: Sequence[Mapping[str, Any]], passed: Sequence[Mapping[str, A
     return "\n".join(lines) + "\n"
 
 
-def _section(title: str, kind: str, passed: Sequence[Mapping[str, Any]]) -> str:
-    own = [each for each in passed if _main_kind(each) == kind]
-    return f"## {title.capitalize()}\n\n" + "\n".join(map(_drill, own)) if own else ""
+def _section(title: str, drills: Sequence[Mapping[str, Any]]) -> str:
+    """Return a section with the drills in their order, all cases of a drill together."""
+    cases: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for each in drills:
+        cases.setdefault((each["module"], each["name"].partition("[")[0]), []).append(each)
+    texts = [
+        _drill(records) if len(records) == 1 else _cases(records) for records in cases.values()
+    ]
+    return f"## {title.capitalize()}\n\n" + "\n".join(texts) if texts else ""
 
 
 def _main_kind(record: Mapping[str, Any]) -> str:
@@ -111,16 +123,59 @@ def _main_kind(record: Mapping[str, Any]) -> str:
     return kind
 
 
-def _drill(record: Mapping[str, Any]) -> str:
-    name, _, case = record["name"].removeprefix("test_").partition("[")
-    title = name.replace("_", " ").capitalize() + (f" ({case.rstrip(']')})" if case else "")
-    injected = ", ".join(f"{each['number']:,} x {each['what']}" for each in record["injections"])
-    held = record["results"] if record["passed"] else record["required"]
-    verb = "held" if record["passed"] else "had to hold"
-    lines = [f"- injected: {injected}", *(f"- {verb}: {text}" for text in held)]
-    lines += [f"- measured: {name}, {value:g} {unit}" for name, value, unit in record["figures"]]
-    source = f"`{record['module']}` at `{record['commit'][:12]}`, {record['seconds']:.0f} s"
-    return f"### {_plain(title)}\n\n{source}\n\n" + "\n".join(map(_plain, lines)) + "\n"
+def _drill(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a drill of one case as a list."""
+    (record,) = records
+    lines = [f"- injected: {_injected(record)}"]
+    lines += [f"- {_verb(record)}: {text}" for text in _held(record)]
+    lines += [f"- measured: {text}" for text in _figures(record)]
+    return f"{_heading(records)}\n\n" + "\n".join(map(_plain, lines)) + "\n"
+
+
+def _cases(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a drill of several cases as a table with a row for each."""
+    rows = ["| case | injected | held |", "|---|---|---|"]
+    for record in records:
+        held = [*_held(record), *_figures(record)]
+        verb = "" if record["passed"] else f"{_verb(record)}: "
+        cells = (_case(record), _injected(record), f"{verb}{'; '.join(held)}")
+        rows.append(f"| {' | '.join(map(_plain, cells))} |")
+    return f"{_heading(records)}\n\n" + "\n".join(rows) + "\n"
+
+
+def _heading(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of a drill, and where, at which commits and how long it ran."""
+    name = records[0]["name"].removeprefix("test_").partition("[")[0].replace("_", " ")
+    if len(records) == 1 and (case := _case(records[0])):
+        name += f" ({case})"
+    name = name[0].upper() + name[1:]
+    for written, meant in PROPER_NAMES.items():
+        name = re.sub(rf"\b{written}\b", meant, name, flags=re.I)
+    commits = " and ".join(f"`{each}`" for each in sorted({r["commit"][:12] for r in records}))
+    seconds = sum(record["seconds"] for record in records)
+    return f"### {_plain(name)}\n\n`{records[0]['module']}` at {commits}, {seconds:.0f} s"
+
+
+def _case(record: Mapping[str, Any]) -> str:
+    case: str = record["name"].partition("[")[2].removesuffix("]")
+    return case
+
+
+def _injected(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{each['number']:,} x {each['what']}" for each in record["injections"])
+
+
+def _held(record: Mapping[str, Any]) -> list[str]:
+    """Return what held; of a drill that failed, what had to hold."""
+    return list(record["results"] if record["passed"] else record["required"])
+
+
+def _verb(record: Mapping[str, Any]) -> str:
+    return "held" if record["passed"] else "had to hold"
+
+
+def _figures(record: Mapping[str, Any]) -> list[str]:
+    return [f"{name}, {value:.3g} {unit}" for name, value, unit in record["figures"]]
 
 
 def _plain(text: str) -> str:

@@ -59,6 +59,16 @@ def test_a_drill_is_counted_only_where_it_held(writer: ModuleType) -> None:
     assert r"3 x a \<pickle\>" in text
 
 
+def test_cases_of_a_drill_share_a_table(writer: ModuleType) -> None:
+    drills = [record("test_a_ray[1|2]"), record("test_other"), record("test_a_ray[3]", 4)]
+    text = writer.page(drills, None)
+    assert "### A Ray\n\n`drills.py` at `0123456789ab`, 120 s\n" in text
+    assert "| 1\\|2 | 1 x SIGKILL | all 12 remain; restart, 8.1 s |\n| 3 | 4 x SIGKILL |" in text
+    failed = writer.page([record("test_a[1]", passed=False), record("test_a[2]")], None)
+    assert "## Did not hold\n\n### A (1)\n" in failed
+    assert "### A (2)\n" in failed
+
+
 def test_records_are_replaced_and_go_with_their_test(writer: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "drills.py").write_text("def test_kept(drill):\n    pass\n")
     kept = [record("test_kept", 1), record("test_gone"), record("test_else", module="gone.py")]

@@ -53,6 +53,15 @@ class Budget:
         self.seconds_before = max(noted, busy_seconds(filter(None, map(span_of, trials))))
         self.num_epochs = sum(int(trial.user_attrs.get("epoch", 0)) for trial in trials)
 
+    def count_epochs(self, number: int) -> None:
+        """Add epochs of trials to the cost so far.
+
+        Args:
+            number: Their number; negative for counted epochs that were lost with a worker, since
+                they are trained and counted again.
+        """
+        self.num_epochs += number
+
     @property
     def seconds(self) -> float:
         """Time in which at least one trial ran, earlier starts included."""

@@ -116,7 +116,7 @@ class Ladder:
         self.budget = Budget(self.config, past, clock, spent)
         for study in self.tuning.values():
             for trial in (*study.waiting(), *study.counted()):
-                self.budget.num_epochs += epochs_beyond(study.optuna, trial)
+                self.budget.count_epochs(epochs_beyond(study.optuna, trial))
         self.scheduler = StudyScheduler(experiment, self.tuning, self.finals, self.budget)
         sweep(self.run_path, {checkpoint_path(self.run_path, n) for n in self._continued()})
 
@@ -155,7 +155,8 @@ class Ladder:
         single = self._record(assignment, trial, metrics)
         if isinstance(study, FinalStudy):
             return False
-        self.budget.num_epochs += int(metrics["epoch"]) > self.recalled[assignment.name]
+        if int(metrics["epoch"]) > self.recalled[assignment.name]:
+            self.budget.count_epochs(1)
         stop = find_stop(trial, self.experiment.train.num_epochs) if single else None
         if stop:
             self.stops[assignment.name] = stop
@@ -221,7 +222,7 @@ class Ladder:
         counted = max(int(metrics.get("epoch", 0)), epochs_reached(study.optuna, trial.number))
         self._run_again(study, assignment, cause)
         if isinstance(study, TuningStudy):  # unrecorded epochs will be counted again
-            self.budget.num_epochs += epochs_reached(study.optuna, trial.number) - counted
+            self.budget.count_epochs(epochs_reached(study.optuna, trial.number) - counted)
 
     def leave(self, assignment: Assignment, metrics: Mapping[str, float]) -> None:
         """Tell listeners that the search stops while a trial runs, so that none shows it running.

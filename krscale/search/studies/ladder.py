@@ -294,7 +294,7 @@ class Ladder:
         study.require_room(self.config)
         if isinstance(study, TuningStudy):
             return self._ask_tuning(study)
-        trial = study.optuna.ask()  # enqueued; its student is allowed, since it was trained
+        trial = study.ask()  # enqueued; its student is allowed, since it was trained
         self.num_trainings += 1
         trial.set_user_attr(TRAINING, self.num_trainings)
         self.space.suggest(study.key.method, trial)
@@ -310,7 +310,7 @@ class Ladder:
                 why = "every other point of the grid breaks a limit of the student's size"
                 study.give_up(why, planned)
                 return None
-            trial = study.optuna.ask()
+            trial = study.ask()
             values = self.space.suggest(key.method, trial)
             excess = self.size_resolver.excess(key.capacity, values)
             if not excess:

@@ -113,6 +113,19 @@ class Study(ABC):
         """Return enqueued trials."""
         return list(self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
+    def ask(self) -> Trial:
+        """Return the next trial: an interrupted one that waits, else the next of Optuna.
+
+        Optuna returns the trial that was enqueued first. Once a limit has been reached, only
+        interrupted trials may start, and settings of a neighbouring size may be before them.
+        """
+        for waiting in self.waiting():
+            if RETRY_OF in waiting.user_attrs:
+                storage, number = self.optuna._storage, waiting._trial_id
+                storage.set_trial_state_values(number, TrialState.RUNNING)
+                return Trial(self.optuna, number)
+        return self.optuna.ask()
+
     def _count_waiting(self) -> None:
         waiting = self.waiting()
         self.num_waiting = len(waiting)

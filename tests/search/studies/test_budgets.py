@@ -8,6 +8,7 @@ import pytest
 
 # `ladder_play` reports simulated trials to the ladder as the driver would.
 from ladder_play import (
+    SIZES,
     Assignment,
     Ladder,
     Next,
@@ -20,10 +21,12 @@ from ladder_play import (
 )
 from optuna.trial import TrialState
 
+from krscale.search.space.space import load_space
 from krscale.search.studies.budgets import busy_seconds
 from krscale.search.studies.retries import Cause
 from krscale.search.studies.transfer import TRANSFERRED_FROM
 from krscale.search.studies.trial_spec import FinalKey, TuningKey
+from krscale.setup.sizes import StudentSize
 
 
 def simulate(
@@ -334,3 +337,30 @@ def test_neighbours_lend_their_best_settings_within_the_budget(
         assert trial.number <= 6
     for key in found.optuna_studies:
         assert len(found.counted(key)) == found.planned(key)
+
+
+def test_settings_of_a_neighbour_do_not_begin_after_a_limit(tmp_path: Path) -> None:
+    """They were enqueued before a trial that was lost later, and were handed out in its place."""
+    now, key = [0.0], TuningKey("plain", "1/16")
+    config = experiment(
+        **{
+            "search.methods": ["plain"], "search.trials_per_size": 20, "search.transfer": True,
+            "search.max_wall_seconds": 10.0, "train.learning_rate": 0.45,
+        }
+    )  # fmt: skip
+    sizes = (*SIZES, StudentSize(key.capacity, 4, 4000, 40_000))
+    space = load_space(config, 6)
+    found = Ladder(tmp_path / "journal.log", config, space, sizes, clock=lambda: now[0])
+    study, asked = found.tuning[key], list[Assignment]()
+    while not asked or not study.num_waiting:  # until both neighbours lend settings at once
+        asked = [next_assignment(found) for _ in sizes]
+        for assignment in asked:
+            if assignment.key != key or not study.num_waiting:
+                play(found, assignment)
+    (lent,) = (assignment for assignment in asked if assignment.key == key)
+    now[0] += 11.0
+    found.interrupt(lent, Cause.WORKER, {}, "gone")
+    tuned = [assignment for assignment in play_all(found) if isinstance(assignment.key, TuningKey)]
+    assert [(each.key, each.values) for each in tuned] == [(key, lent.values)]
+    assert study.num_waiting == 1, "for a search with a larger limit"
+    assert found.ended_by(key) == "search.max_wall_seconds = 10 has passed"

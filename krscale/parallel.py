@@ -1,4 +1,4 @@
-"""Several workers of one training: shares of a batch, and sums.
+"""Several workers of one training: shares of a batch, sums, and random numbers.
 
 It uses plain `torch.distributed`. The launcher of the workers (Ray Train, torchrun, a test)
 initialises the process group; without one, all functions behave as for a single worker.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -101,6 +102,32 @@ def all_reduce(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
+
+
+def draw_own_numbers(seed: int, epoch: int, rank: int) -> None:
+    """Let every worker but the first draw random numbers of its own from now on.
+
+    All workers build network and method from one seed. Without this, they would go on with equal
+    numbers, and images at the same place in each share of a batch would get equal dropout masks.
+    The first worker goes on as a single one does, from the state that checkpoints hold. What the
+    others draw depends on the arguments alone, so that a training that goes on repeats it.
+
+    Args:
+        seed: `train.seed`.
+        epoch: Number of the epoch, from 0.
+        rank: This worker's number, from 0.
+
+    Example:
+        >>> def drawn(rank: int) -> list[int]:
+        ...     torch.manual_seed(0)
+        ...     draw_own_numbers(seed=0, epoch=0, rank=rank)
+        ...     return torch.randint(1000, (5,)).tolist()
+        >>> drawn(1) == drawn(1), drawn(1) == drawn(2)
+        (True, False)
+    """
+    if rank > 0:
+        mixed = np.random.SeedSequence([seed % 2**64, epoch, rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(mixed[0]))
 
 
 def _is_distributed() -> bool:

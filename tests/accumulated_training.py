@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from krscale.batch_norm import convert_batch_norm
@@ -44,14 +45,18 @@ class WithNorm(WithoutNorm):
 
 
 def accumulated_training(
-    workers: Workers, num_parts: int, cache: Path, precision: Precision = "fp32"
+    workers: Workers,
+    num_parts: int,
+    cache: Path,
+    precision: Precision = "fp32",
+    num_epochs: int = 1,
 ) -> Training:
     """Return a training of three steps per epoch, the last with a batch of another size.
 
     In bf16 its student has a batch norm.
     """
     settings = TrainConfig(
-        num_epochs=1,
+        num_epochs=num_epochs,
         global_batch_size=41,
         gradient_accumulation=num_parts,
         learning_rate=0.3,
@@ -82,6 +87,40 @@ def weights_after_an_epoch(
     metrics = training.run_epoch()
     loss = torch.tensor(metrics["train/loss"])
     return {**{k: v.clone() for k, v in training.student.state_dict().items()}, "loss": loss}
+
+
+def training_with_dropout(workers: Workers, cache: Path) -> tuple[Training, list[Tensor]]:
+    """Return a training of two epochs with dropout, and the list that will hold its masks."""
+    training = accumulated_training(workers, 1, cache, num_epochs=2)
+    masks: list[Tensor] = []
+
+    def drop(classifier: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        mask = nn.functional.dropout(torch.ones_like(inputs[0]), 0.5, classifier.training)
+        if classifier.training:
+            masks.append(mask)
+        return inputs[0] * mask
+
+    student = training.learner.student
+    assert isinstance(student, WithoutNorm)
+    student.classifier.register_forward_pre_hook(drop)
+    return training, masks
+
+
+def dropout_on_workers(workers: Workers, folder: Path) -> dict[str, Tensor]:
+    """Return the masks of two epochs, those of the second after a restart, and the last weights."""
+    training, masks = training_with_dropout(workers, folder / "cache")
+    training.run_epoch()
+    if workers.rank == 0:  # its state is the one that is kept
+        torch.save(training.state_dict(), folder / "state.pt")
+    dist.barrier()
+    training.run_epoch()
+    resumed, repeated = training_with_dropout(workers, folder / "cache")
+    resumed.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    resumed.run_epoch()
+    first, second = torch.cat(masks).chunk(2)
+    weights = {name: value.clone() for name, value in training.student.state_dict().items()}
+    again = {f"again {name}": value for name, value in resumed.student.state_dict().items()}
+    return {"first": first, "second": second, "repeated": torch.cat(repeated), **weights, **again}
 
 
 def teacher_after_an_epoch(workers: Workers, cache: Path) -> dict[str, Tensor]:

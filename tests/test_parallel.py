@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from accumulated_training import (
+    dropout_on_workers,
     judged_without_running_statistics,
     teacher_after_an_epoch,
+    training_with_dropout,
     weights_after_an_epoch,
 )
 from hypothesis import given
@@ -25,7 +27,13 @@ from torch.nn import functional as F
 
 from krscale.batch_norm import convert_batch_norm
 from krscale.config.training import BatchSizes
-from krscale.parallel import Workers, num_parts_of, share_of, sum_over_workers
+from krscale.parallel import (
+    Workers,
+    draw_own_numbers,
+    num_parts_of,
+    share_of,
+    sum_over_workers,
+)
 from krscale.training import loop
 
 WORLD_SIZE = 2
@@ -120,6 +128,7 @@ def _work(rank, folder):
     results["bf16"] = weights_after_an_epoch(workers, 1, Path(folder) / "cache", "bf16")
     results["single"] = weights_after_an_epoch(workers, 41, Path(folder) / "cache", "bf16")
     results["teacher"] = teacher_after_an_epoch(workers, Path(folder) / "cache")
+    results["dropout"] = dropout_on_workers(workers, Path(folder))
     loop.EVALUATION_BATCH_SIZE = 8  # the first worker has two batches, the second one
     results["judged"] = judged_without_running_statistics(workers, Path(folder) / "cache")
     torch.save(results, f"{folder}/{rank}.pt")
@@ -232,6 +241,26 @@ class TestTwoProcesses:
         for result in results:
             assert result["judged"] == pytest.approx(expected, rel=1e-5)
 
+    def test_every_worker_draws_its_own_dropout_and_repeats_it_after_a_restart(
+        self, results, tmp_path
+    ):
+        """All had one random state: images at the same place of both shares got equal masks."""
+        first, second = (result["dropout"] for result in results)
+        assert first["first"].shape == second["first"].shape
+        for epoch in ("first", "second"):
+            equal = (first[epoch] == second[epoch]).double().mean()
+            assert 0.3 < equal < 0.7, epoch
+        for found in (first, second):
+            assert not torch.equal(found["first"], found["second"])
+            assert torch.equal(found["second"], found["repeated"])
+        for name in [name for name in first if f"again {name}" in first]:
+            assert torch.equal(first[name], second[name])
+            assert torch.equal(first[name], first[f"again {name}"])
+        # The first worker draws what a worker alone would.
+        training_with_dropout(Workers.alone(), tmp_path)
+        expected = F.dropout(torch.ones_like(first["first"].chunk(3)[0]), 0.5)
+        assert torch.equal(first["first"].chunk(3)[0], expected)
+
     @pytest.mark.parametrize("name", TRAININGS)
     def test_training_equals_one_process(self, results, name):
         expected = _train(name, Workers.alone(), lambda model: model)
@@ -266,6 +295,16 @@ class TestAlone:
     def test_from_environment_without_a_process_group(self):
         assert Workers.from_environment() == Workers(0, 1, torch.device("cpu"))
         assert Workers.alone("cpu") == Workers()
+
+    def test_random_numbers_of_a_worker_depend_on_seed_epoch_and_rank(self):
+        drawn = set()
+        for arguments in ((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 1), (1, 0, 1), (-1, 0, 1)):
+            torch.manual_seed(5)
+            before = torch.get_rng_state()
+            draw_own_numbers(*arguments)
+            assert torch.equal(torch.get_rng_state(), before) == (arguments[-1] == 0)
+            drawn.add(tuple(torch.rand(3).tolist()))
+        assert len(drawn) == 6
 
     def test_sum_is_the_operand(self):
         tensor = torch.ones(2)

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 import torch
+import torch.distributed as dist
 from ray import train
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -55,9 +57,13 @@ TRAIN = "train"
 """Ray Train's folder within the run folder; another name would be another training."""
 MAX_FAILURES = 3  # restarts of the worker group before the run is given up
 
+MEET_SECONDS = 10.0
+"""How long a worker waits for the others to find the same error."""
+
 _UNUSED = (
-    "num_workers: the network has weights that take no part in what it returns, and torch's "
-    "DistributedDataParallel trains none such. Set it to 1, or leave those weights out."
+    "num_workers: the network has weights that take no part in what it returns, in all steps or in "
+    "some, and torch's DistributedDataParallel trains none such. Set it to 1, or leave those "
+    "weights out."
 )
 
 
@@ -263,6 +269,9 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
         checkpoint, or if the network cannot be shared; otherwise None. All ranks find such an error
         at the same point and end together. If it were raised, Ray would start the group again, only
         to meet the same error.
+
+    Raises:
+        UserError: If the network cannot be shared, and only some ranks have found it.
     """
     torch.set_num_threads(1)
     workers = Workers.from_environment()
@@ -296,8 +305,26 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     except RuntimeError as error:
         if "finished reduction in the prior iteration" not in str(error):
             raise
-        return UserError.__name__, f"{config['section']}.{_UNUSED}"
+        return _unshared(config["section"])
     return None
+
+
+def _unshared(section: str) -> tuple[str, str]:
+    """Return the error of a network that cannot be shared, if all ranks have found it.
+
+    If blocks are left out at random, only some ranks may find it. The others then wait for them in
+    an exchange, and only an exception ends them all.
+
+    Raises:
+        UserError: If another rank does not come within `MEET_SECONDS`.
+    """
+    error = UserError(f"{section}.{_UNUSED}")
+    if dist.get_backend() == dist.Backend.GLOO:  # other backends have no such barrier
+        try:
+            dist.monitored_barrier(timeout=timedelta(seconds=MEET_SECONDS))
+        except RuntimeError:
+            raise error from None
+    return UserError.__name__, str(error)
 
 
 def _go_on(training: Training, checkpoint: train.Checkpoint) -> str:

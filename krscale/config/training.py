@@ -104,8 +104,9 @@ class TrainConfig(Section):
     """Seed of the student's initialisation and sample order."""
     num_workers: Count = 1
     """Workers that share one training, in `distill` or in each trial of a search. The result is
-    that of one worker except for rounding, which grows with the number of steps; only methods that
-    compare the samples of a batch (`dist`, `pkt`, `crd`, `rkd`) use each worker's share alone."""
+    that of one worker except for rounding, which grows with the number of steps; only dropout
+    differs, as each worker draws its own, and methods that compare the samples of a batch (`dist`,
+    `pkt`, `crd`, `rkd`), which use each worker's share alone."""
     max_workers: Annotated[int, Field(strict=True, ge=0)] = 0
     """Largest number of workers of a trial of a search. Where it is more than `num_workers`, each
     trial takes as many free places of the cluster as there are, between the two numbers, when it

@@ -31,7 +31,13 @@ from krscale.methods.batch import Batch
 from krscale.methods.learner import Learner, LearnerOutput
 from krscale.metrics import metrics_for
 from krscale.models.preprocessing import Preprocessing, preprocessing_of_network
-from krscale.parallel import Workers, num_parts_of, share_of, sum_over_workers
+from krscale.parallel import (
+    Workers,
+    draw_own_numbers,
+    num_parts_of,
+    share_of,
+    sum_over_workers,
+)
 from krscale.training.averaging import AveragedStudent
 from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
@@ -143,6 +149,7 @@ class Training:
         started = time.perf_counter()
         self.forward.train()
         self.learner.method.begin_epoch(self.epoch / max(1, self.settings.num_epochs - 1))
+        draw_own_numbers(self.settings.seed, self.epoch, self.workers.rank)
         sums = EpochSums(self.workers.device)
         for batch in self.loader.epoch(self.epoch):
             output, terms = self._step(batch)

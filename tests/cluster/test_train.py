@@ -2,6 +2,7 @@
 
 import errno
 import queue
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from krscale.cluster import train, worker_reports
 from krscale.cluster.train import _user_error, _worker, fit_on_workers
 from krscale.config import load
-from krscale.errors import DiskFullError
+from krscale.errors import DiskFullError, UserError
 
 
 def test_a_mistake_of_the_user_is_found_among_what_the_workers_raised() -> None:
@@ -127,6 +128,9 @@ class TwoSteps:
 def test_a_network_that_cannot_be_shared_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def one_is_missing(timeout: timedelta) -> None:
+        raise RuntimeError("Rank 1 failed to pass monitoredBarrier")
+
     monkeypatch.setattr(train.train, "get_checkpoint", lambda: None)
     monkeypatch.setattr(train, "StepReporter", lambda *arguments: SimpleNamespace(step=None))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
@@ -136,6 +140,10 @@ def test_a_network_that_cannot_be_shared_is_one_sentence(
         found = _worker({**config, "build": lambda workers: TwoSteps(WithUnused())})
         with pytest.raises(RuntimeError, match="a defect"):
             _worker({**config, "build": lambda workers: TwoSteps(nn.Linear(2, 1))})
+        # Where blocks are left out at random, others have no error and wait for this one.
+        monkeypatch.setattr(dist, "monitored_barrier", one_is_missing)
+        with pytest.raises(UserError, match=r"^teacher\.num_workers: the network has weights"):
+            _worker({**config, "build": lambda workers: TwoSteps(WithUnused())})
     finally:
         dist.destroy_process_group()
     assert found is not None

@@ -161,11 +161,12 @@ def _question(run: ShownRun) -> list[str]:
         else f"Students, as shares of the teacher's size: {', '.join(sizes)}.",
     ]
     if run.experiment is not None:
-        search = run.experiment.search
+        # The experiment has another budget if an extension of the search has not finished.
+        budget = curve.budgets or run.experiment.search
         lines.append(
-            f"Budget: {search.trials_per_size} trials of up to {run.experiment.train.num_epochs} "
+            f"Budget: {budget.trials_per_size} trials of up to {run.experiment.train.num_epochs} "
             "epochs for each way of training at each size; each winner was trained again with "
-            f"{_fresh_seeds(curve, search.num_final_seeds)}, and these are what the figure shows."
+            f"{_fresh_seeds(curve, budget.num_final_seeds)}, and these are what the figure shows."
         )
     if reach := sampling(curve):
         lines.append(

@@ -184,7 +184,6 @@ def _train(
 ) -> None:
     """Run the remaining trials on the cluster."""
     _say_small_grids(ladder, progress)
-    _set_aside(experiment.run_path / CURVE_FILE)
     allocator.give_back()  # frees the memory of teacher and store for the trials
     connect(experiment.cluster)
     check_arrival(student_models(experiment), given())
@@ -193,6 +192,7 @@ def _train(
     gpus = gpus_per_trial(experiment, prepared, students, progress.note)
     resources = trial_resources(experiment.search, gpus)
     progress.num_workers = num_slots(resources, experiment.train.most_workers)
+    _set_aside(experiment.run_path / CURVE_FILE)
     run_search(ladder, prepared, resources, progress.note)
     _say_what_ended(ladder, progress)
 

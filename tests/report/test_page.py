@@ -129,6 +129,18 @@ def test_page_answers_and_explains(tmp_path) -> None:
         assert expected in found, expected
 
 
+def test_the_budget_is_that_of_the_curve(tmp_path) -> None:
+    """An extension that could not begin changes the experiment, and leaves the curve."""
+    budgets = Budgets(
+        trials_per_size=6, num_final_seeds=2, max_wall_seconds=0.0, max_epochs=0,
+        target_accuracy=0.0,
+    )  # fmt: skip
+    experiment = load(None, ["search.trials_per_size=14", "search.num_final_seeds=5"])
+    found = page(tmp_path, ShownRun(make(budgets=budgets), PNG, experiment, {})).text
+    assert "Budget: 6 trials of up to" in found
+    assert "again with 2 fresh seeds" in found
+
+
 def study(method: str, capacity: str, **changes: object) -> StudyInsight:
     content = {
         "method": method, "capacity": capacity, "num_complete": 3, "num_pruned": 2,

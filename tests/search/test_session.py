@@ -1,14 +1,17 @@
 """A search from the command line to its curve, trained in this process instead of on Ray."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
+import finished_search
 import pytest
 from ladder_play import Assignment, Ladder, Next
 from optuna.trial import TrialState
 from running import in_process, overrides
 
+from krscale.errors import UserError
 from krscale.parallel import Workers
 from krscale.report import read_curve
 from krscale.runs.folder import student_path
@@ -64,6 +67,12 @@ class Records:
     def log_metrics(self, key: str, metrics: dict[str, float], *, step: int, **_: Any) -> None:
         points = self.points.setdefault(key, set())
         points |= {(name, step, value) for name, value in metrics.items()}
+
+    def newest(self, key: str) -> str:
+        return key
+
+    def recorded_points(self, key: str) -> dict[tuple[str, int], float]:
+        return {(name, step): value for name, step, value in self.points.get(key, ())}
 
     def how_to_open(self) -> tuple[str, str]:
         return "", ""
@@ -160,6 +169,26 @@ def test_a_search_with_two_objectives_is_extended(
     for assignment in ran:
         size = ("size/latency_ms", 0, assignment.latency_ms)
         assert size in records.points[assignment.name]
+
+
+def test_a_search_that_cannot_go_on_keeps_the_curve_that_it_has(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`report` and `pick` said that no search had finished, once its extension found no cluster."""
+    storage = Path(shutil.copytree(searched, tmp_path / "storage"))
+    before = read_curve(storage / "small")
+    given = overrides(
+        *finished_search.SETTINGS, f"storage_path={storage}", "tracking.enabled=false",
+        "search.trials_per_size=3",
+    )  # fmt: skip
+
+    def refuse(cluster: object) -> None:
+        raise UserError("no such cluster")
+
+    with finished_search.without_ray():
+        monkeypatch.setattr(session, "connect", refuse)
+        assert run([*given, "--quiet"]) == 2
+    assert read_curve(storage / "small") == before
 
 
 def test_a_grid_smaller_than_its_trials_is_said_once_and_before_they_run(

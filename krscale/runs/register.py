@@ -51,7 +51,8 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     # One folder for each content, so that the next pick does not replace one that is still waiting
     # for MLflow.
     folder = run_path / FOLDER / f"{delivery.folder.name}-{onnx.sha256[:8]}"
-    if not tracker.has_run(picked.method):
+    run = tracker.newest(picked.method)
+    if not tracker.has_run(run):
         tracker.close(SECONDS)
         return (
             f"not registered: the record of this run in {run_path / 'tracking'} is lost. The "
@@ -60,7 +61,7 @@ def register(run_path: Path, delivery: Delivery, uri: str, warn: Callable[[str],
     try:
         source = delivery.folder / onnx.file
         save_onnx_model(source, folder, card.image_shape, len(card.classes))
-        tracker.register_model(picked.method, folder, wanted)
+        tracker.register_model(run, folder, wanted)
     finally:
         unsent = tracker.close(SECONDS)
     if unsent:

@@ -13,8 +13,9 @@ from krscale.config import Experiment
 from krscale.data import open_data
 from krscale.metrics import TEST_ACCURACY, VAL_ACCURACY
 from krscale.progress import Progress
-from krscale.report import Curve, CurveSize, MethodResult
+from krscale.report import Curve, MethodResult
 from krscale.runs.origin import origin_tags
+from krscale.search.curve_points import curve_points, is_of_curves
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.pruners import STOPPED
 from krscale.search.studies.retries import INTERRUPTED, last_epoch
@@ -22,16 +23,17 @@ from krscale.search.studies.study import FORBIDDEN
 from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
 from krscale.setup.prepare import Prepared
 from krscale.setup.sizes import StudentSize
-from krscale.tracking import Tracker, datasets_used
-
-MICROSECONDS = 1000
-"""Factor from milliseconds: MLflow needs integer steps, so latency is plotted in microseconds."""
-_AXES = {"": "num_parameters", "_by_flops": "flops", "_by_latency": "latency_ms"}
-"""Suffix of a chart's key -> the size that is used as its step."""
+from krscale.tracking import Tracker, datasets_used, successor
 
 
 class TrackingListener:
-    """Records every trial as a child of its method's run, and the curve on that run."""
+    """Records every trial as a child of its method's run, and the curve on that run.
+
+    MLflow cannot remove points. If a search that goes on has changed a curve, a new run gets it.
+
+    Attributes:
+        runs: Method -> key of its run, which has the present curve.
+    """
 
     def __init__(
         self,
@@ -49,25 +51,30 @@ class TrackingListener:
         self.params = {method: prepared.params(method) for method in experiment.search.methods}
         data = open_data(Path(prepared.data_path))
         self.datasets = datasets_used(data, experiment.data, prepared.taught)
-        for method in experiment.search.methods:
-            tracker.start_run(
-                method,
-                name=f"{experiment.name} {method}",
-                tags={
-                    **self.tags,
-                    "krscale.method": method,
-                    "krscale.kind": "search",
-                    # A tag, since a search may be extended and MLflow's params never change.
-                    "krscale.trials_per_size": str(experiment.search.trials_per_size),
-                },
-                params={
-                    "method": method,
-                    "num_epochs": experiment.train.num_epochs,
-                    "teacher": f"{prepared.teacher.model} width {prepared.teacher.width}",
-                    **self.params[method],
-                },
-                datasets=self.datasets,
-            )
+        self.teacher = f"{prepared.teacher.model} width {prepared.teacher.width}"
+        self.runs = {method: tracker.newest(method) for method in experiment.search.methods}
+        for method in self.runs:
+            self._start_search(method)
+
+    def _start_search(self, method: str) -> None:
+        self.tracker.start_run(
+            self.runs[method],
+            name=f"{self.experiment.name} {method}",
+            tags={
+                **self.tags,
+                "krscale.method": method,
+                "krscale.kind": "search",
+                # A tag, since a search may be extended and MLflow's params never change.
+                "krscale.trials_per_size": str(self.experiment.search.trials_per_size),
+            },
+            params={
+                "method": method,
+                "num_epochs": self.experiment.train.num_epochs,
+                "teacher": self.teacher,
+                **self.params[method],
+            },
+            datasets=self.datasets,
+        )
 
     def recall(self, ladder: Ladder) -> list[str]:
         """Record trials that ended while nothing was recorded, from the journal.
@@ -121,7 +128,7 @@ class TrackingListener:
         self.tracker.start_run(
             assignment.name,
             name=run_name(assignment),
-            parent=key.method,
+            parent=self.runs[key.method],
             tags={
                 **self.tags,
                 "krscale.method": key.method,
@@ -179,13 +186,13 @@ class TrackingListener:
         for size in curve.sizes:
             for method, result in size.methods.items():
                 self._log_finals(ladder, size.capacity, method, result)
-                self._log_points(size, method, result)
-                self._log_front(ladder, size.capacity, method, result)
+                self._tag_front(ladder, size.capacity, method, result)
         for method in curve.methods:
+            self._log_points(curve, method)
             self._log_best(curve, method)
             ended_by = {r.methods[method].ended_by for r in curve.sizes if method in r.methods}
             names = ", ".join(sorted(name for name in ended_by if name))
-            self.tracker.set_tags(method, {"krscale.ended_by": names})
+            self.tracker.set_tags(self.runs[method], {"krscale.ended_by": names})
 
     def _log_finals(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
         key = FinalKey(method, capacity)
@@ -195,30 +202,23 @@ class TrackingListener:
             name = ladder.trial_name(key, trial.number)
             self.tracker.log_metrics(name, {TEST_ACCURACY: accuracy}, step=step)
 
-    def _log_points(self, size: CurveSize, method: str, result: MethodResult) -> None:
-        """Log one student of the curve: for all methods one key per axis, with the size as step."""
-        if result.test_accuracy is None or result.val_accuracy is None:
-            return
-        own = size.size_of(method)
-        for suffix, name in _AXES.items():
-            point = {
-                f"curve{suffix}/test_accuracy": result.test_accuracy,
-                f"curve{suffix}/val_accuracy": result.val_accuracy,
-            }
-            self.tracker.log_metrics(method, point, step=_step(name, getattr(own, name)))
-        sizes = {"size/flops": float(own.flops), "size/latency_ms": own.latency_ms}
-        self.tracker.log_metrics(method, sizes, step=own.num_parameters)
+    def _log_points(self, curve: Curve, method: str) -> None:
+        """Log a method's curves; on a new run if the record has points that they have not."""
+        points = list(curve_points(curve, method))
+        present = {(name, step, value) for step, point in points for name, value in point.items()}
+        recorded = self.tracker.recorded_points(self.runs[method]).items()
+        if {(name, at, v) for (name, at), v in recorded if is_of_curves(name)} - present:
+            self.tracker.set_tags(self.runs[method], {"krscale.kind": "former search"})
+            self.tracker.end_run(self.runs[method])
+            self.runs[method] = successor(self.runs[method])
+            self._start_search(method)
+        for step, point in points:
+            self.tracker.log_metrics(self.runs[method], point, step=step)
 
-    def _log_front(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
-        """Log the trials that no other beats, as one curve per objective, and tag them."""
+    def _tag_front(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
+        """Tag the trials that no other beats."""
         if not result.front:
             return
-        for found in result.front:
-            accuracy = found.objectives[VAL_ACCURACY]
-            for suffix, name in _AXES.items():
-                if name in found.objectives:
-                    point, step = {f"front{suffix}/val_accuracy": accuracy}, found.objectives[name]
-                    self.tracker.log_metrics(method, point, step=_step(name, step))
         key, numbers = TuningKey(method, capacity), {found.number for found in result.front}
         for trial in ladder.counted(key):
             tag = {"krscale.front": "true" if trial.number in numbers else "false"}
@@ -236,18 +236,18 @@ class TrackingListener:
             "test_accuracy_of_best": best.test_accuracy or 0.0,
             "teacher_test_accuracy": curve.teacher["test_accuracy"],
         }
-        self.tracker.log_metrics(method, found, step=0)
+        self.tracker.log_metrics(self.runs[method], found, step=0)
 
     def log_artifact(self, path: Path) -> None:
         """Store a file with every method's run."""
-        for method in self.experiment.search.methods:
-            self.tracker.log_artifact(method, path)
+        for run in self.runs.values():
+            self.tracker.log_artifact(run, path)
 
     def close(self, state: str) -> None:
         """End the methods' runs; after a failed search, errors of the disk are ignored."""
         with suppress(*(() if state == "COMPLETE" else (OSError,))):
-            for method in self.experiment.search.methods:
-                self.tracker.end_run(method, state)
+            for run in self.runs.values():
+                self.tracker.end_run(run, state)
 
 
 class ProgressListener:
@@ -307,10 +307,6 @@ def run_name(assignment: Assignment) -> str:
 def _milliseconds(moment: datetime | None) -> int | None:
     """Convert a time of the journal, local and without a zone, to milliseconds since 1970."""
     return None if moment is None else round(1000 * moment.timestamp())
-
-
-def _step(size: str, value: float) -> int:
-    return round(MICROSECONDS * value if size == "latency_ms" else value)
 
 
 def _cell(assignment: Assignment) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from krscale.redaction import redact
 from krscale.tracking.datasets import DatasetUsed, datasets_used
 from krscale.tracking.models import HASH_TAG, Registration, save_onnx_model
+from krscale.tracking.recorded import successor
 from krscale.tracking.replay import Begun, has_record, reopen, sync
 from krscale.tracking.tracker import Tracker, print_warning, recording_seconds
 
@@ -19,5 +20,6 @@ __all__ = [
     "redact",
     "reopen",
     "save_onnx_model",
+    "successor",
     "sync",
 ]

@@ -5,8 +5,22 @@ from __future__ import annotations
 from krscale.tracking.spool import Event
 
 
+def successor(key: str) -> str:
+    """Return the key of the run that takes a run's place.
+
+    Example:
+        >>> successor("kr"), successor("kr:2")
+        ('kr:2', 'kr:3')
+    """
+    name, _, number = key.partition(":")
+    return f"{name}:{int(number or 1) + 1}"
+
+
 class Recorded:
-    """The runs and points of one record, from this process and earlier ones."""
+    """The runs and points of one record, from this process and earlier ones.
+
+    Another thread may record points (`system.py`) while the points are listed.
+    """
 
     def __init__(self) -> None:
         self._started: set[str] = set()
@@ -31,6 +45,12 @@ class Recorded:
         """Return whether a run of this key was started."""
         return key in self._started
 
+    def newest(self, key: str) -> str:
+        """Return the key of the run that has taken a run's place last; the key itself if none."""
+        while self.has_run(later := successor(key)):
+            key = later
+        return key
+
     def has_ended(self, key: str) -> bool:
         """Return whether the end of a run was recorded, and no new start since."""
         return key in self._ended
@@ -39,7 +59,13 @@ class Recorded:
         """Return whether the last value of a metric at a step is this one."""
         return self._points.get((key, metric, step)) == value
 
+    def points(self, key: str) -> dict[tuple[str, int], float]:
+        """Return the last value of each metric of a run at each step."""
+        points = self._points.copy().items()
+        return {(name, step): value for (of, name, step), value in points if of == key}
+
     def next_step(self, key: str, prefix: str) -> int:
         """Return the step after the last point of a run's metrics with a prefix; 0 without any."""
-        steps = (s for of, name, s in self._points if of == key and name.startswith(prefix))
+        points = self._points.copy()
+        steps = (step for of, name, step in points if of == key and name.startswith(prefix))
         return 1 + max(steps, default=-1)

@@ -187,6 +187,14 @@ class Tracker:
         """Return whether a run of this key was started, here or by an earlier process."""
         return self._recorded.has_run(key)
 
+    def newest(self, key: str) -> str:
+        """Return the key of the run that has taken a run's place last; the key itself if none."""
+        return self._recorded.newest(key)
+
+    def recorded_points(self, key: str) -> dict[tuple[str, int], float]:
+        """Return the last recorded value of each metric of a run at each step."""
+        return self._recorded.points(key)
+
     @property
     def enabled(self) -> bool:
         """Whether anything is recorded."""

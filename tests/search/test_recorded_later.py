@@ -1,4 +1,7 @@
-"""A search that ended, or went on, while nothing was recorded: MLflow gets it from the journal."""
+"""What MLflow gets of a search that ended, or went on, while nothing was recorded, or is extended.
+
+The journal has the trials that were not recorded.
+"""
 
 from __future__ import annotations
 
@@ -169,3 +172,57 @@ def test_a_search_that_was_interrupted_and_went_on_unrecorded(
     ]
     assert interrupted[0]["content"]["tags"]["krscale.budget"] == "1 of 2 epochs"
     assert TrialState.FAIL.name in states
+
+
+def curve_points(found: list[dict], run: str) -> set[tuple[str, int, float]]:
+    """Return the points of a run's curves, of which MLflow never removes one."""
+    return {
+        (name, event["content"]["step"], value)
+        for event in found
+        if event["key"] == run and event["op"] == "log"
+        for name, value in event["content"]["metrics"].items()
+        if name.startswith("curve")
+    }
+
+
+def wanted_points(storage: Path, method: str) -> set[tuple[str, int, float]]:
+    (size,) = json.loads((storage / "small" / "curve.json").read_text())["sizes"]
+    steps = {
+        "curve": size["num_parameters"], "curve_by_flops": size["flops"],
+        "curve_by_latency": round(1000 * size["latency_ms"]),
+    }  # fmt: skip
+    return {
+        (f"{axis}/{split}_accuracy", step, size["methods"][method][f"{split}_accuracy"])
+        for axis, step in steps.items()
+        for split in ("val", "test")
+    }
+
+
+def test_a_curve_that_an_extended_search_has_changed_has_no_former_points(
+    recorded: Path, tmp_path: Path
+) -> None:
+    """With more seeds the means differ; the points of the former curve stayed beside them."""
+    storage = Path(shutil.copytree(recorded, tmp_path / "storage"))
+    before = {method: wanted_points(storage, method) for method in ("plain", "kr")}
+    assert curve_points(events(storage), "kr") == before["kr"]
+    extended = ("search.trials_per_size=3", "search.num_final_seeds=3", URI)
+    search(storage, *extended)
+    found = events(storage)
+    changed = [method for method in before if wanted_points(storage, method) != before[method]]
+    assert changed, "else this test shows nothing"
+    runs = {method: f"{method}:2" if method in changed else method for method in before}
+    for method, run in runs.items():
+        assert curve_points(found, run) == wanted_points(storage, method)
+        assert of_run(found, run)["state"] == of_run(found, method)["state"] == "COMPLETE"
+        files = [e for e in found if e["op"] == "artifact" and e["key"] == run]
+        assert "curve.json" in {Path(e["content"]["path"]).name for e in files}
+    kinds = {
+        event["key"]: event["content"]["tags"]["krscale.kind"]
+        for event in found
+        if "krscale.kind" in event["content"].get("tags", {})
+    }
+    assert all(kinds[method] == "former search" for method in changed)
+    assert all(kinds[run] == "search" for run in runs.values())
+    search(storage, *extended)
+    again = events(storage)[len(found) :]
+    assert {event["key"] for event in again if event["op"] == "start"} == set(runs.values())

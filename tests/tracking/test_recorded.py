@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from krscale.tracking.recorded import Recorded
+from krscale.tracking.recorded import Recorded, successor
 from krscale.tracking.spool import Event, Operation
 
 
@@ -38,6 +38,25 @@ def test_the_last_value_at_a_step_is_the_one_that_counts() -> None:
     assert not found.has_point("kr", "val/accuracy", 4, 0.5)
     assert not found.has_point("kr", "val/accuracy", 5, 0.75)
     assert not found.has_point("kd", "val/accuracy", 4, 0.75)
+
+
+def test_a_run_that_takes_the_place_of_another_is_found_by_the_key_of_the_first() -> None:
+    found = Recorded()
+    assert found.newest("kr+kd") == "kr+kd"
+    keys = ["kr+kd"]
+    for _ in range(11):
+        found.note(Event("start", keys[-1], 0, {}))
+        assert found.newest("kr+kd") == keys[-1]
+        keys.append(successor(keys[-1]))
+    assert keys[1:3] + keys[-1:] == ["kr+kd:2", "kr+kd:3", "kr+kd:12"]
+    assert found.newest("kr") == "kr"
+
+
+def test_the_points_of_a_run_are_its_own() -> None:
+    found = recorded(START, ("log", {"metrics": {"curve/test_accuracy": 0.5}, "step": 900}))
+    found.note(Event("log", "kr:2", 0, {"metrics": {"curve/test_accuracy": 0.75}, "step": 900}))
+    assert found.points("kr") == {("curve/test_accuracy", 900): 0.5}
+    assert found.points("kr:2") == {("curve/test_accuracy", 900): 0.75}
 
 
 def test_the_next_step_is_that_of_the_metrics_of_one_prefix() -> None:

@@ -28,7 +28,7 @@ from krscale.report.interval import half_width
 from krscale.report.rendering import write_rendered
 from krscale.report.result import Curve, ParetoEntry
 from krscale.report.students import CurveSize, MethodResult, Size
-from krscale.report.table import short_latency, short_number
+from krscale.report.table import counted, short_latency, short_number
 from krscale.showing import printable
 
 _AXES = {
@@ -195,7 +195,7 @@ def _details(size: CurveSize, own: Size, result: MethodResult) -> str:
         f"test {100 * test:.1f}{interval} %, validation {100 * val:.1f} %",
         f"{own.num_parameters:,} parameters, {short_number(own.flops)} FLOPs, "
         f"{own.latency_ms:.2f} ms",
-        f"{len(result.seeds)} seeds; {result.num_trials} trials before",
+        f"{counted(len(result.seeds), 'seed')}; {counted(result.num_trials, 'trial')} before",
         ", ".join(settings),
     ]
     return "<br>".join(_escaped(line) for line in lines if line)

@@ -25,7 +25,7 @@ from krscale.report.rendering import Cell, Table, texts, write_rendered
 from krscale.report.reproduce import command_of
 from krscale.report.result import Curve
 from krscale.report.students import CurveSize, MethodResult, is_within
-from krscale.report.table import apart, front_of, sampling, several_rows, short_number
+from krscale.report.table import apart, counted, front_of, sampling, several_rows, short_number
 
 CLOSE_ENOUGH = 0.01
 """Maximum distance from the best validation accuracy for the smallest student of the summary."""
@@ -164,8 +164,9 @@ def _question(run: ShownRun) -> list[str]:
         # The experiment has another budget if an extension of the search has not finished.
         budget = curve.budgets or run.experiment.search
         lines.append(
-            f"Budget: {budget.trials_per_size} trials of up to {run.experiment.train.num_epochs} "
-            "epochs for each way of training at each size; each winner was trained again with "
+            f"Budget: {counted(budget.trials_per_size, 'trial')} of up to "
+            f"{counted(run.experiment.train.num_epochs, 'epoch')} for each way of training at each "
+            "size; each winner was trained again with "
             f"{_fresh_seeds(curve, budget.num_final_seeds)}, and these are what the figure shows."
         )
     if reach := sampling(curve):
@@ -189,7 +190,7 @@ def _cells(curve: Curve) -> list[tuple[str, MethodResult]]:
 def _fresh_seeds(curve: Curve, planned: int) -> str:
     """Return the planned number of seeds of the winners, and those students with another one."""
     others = [(name, len(r.seeds)) for name, r in _cells(curve) if len(r.seeds) != planned]
-    text = f"{planned} fresh seeds"
+    text = counted(planned, "fresh seed")
     if not others:
         return text
     listed = ", ".join(f"{name} with {count or 'none'}" for name, count in others)
@@ -260,9 +261,9 @@ def _trials(curve: Curve) -> Table | None:
 def _cost(curve: Curve) -> str:
     results = [r for size in curve.sizes for r in size.methods.values()]
     text = (
-        f"{sum(r.num_trials for r in results)} trials, of which early stopping ended "
+        f"{counted(sum(r.num_trials for r in results), 'trial')}, of which early stopping ended "
         f"{sum(r.num_pruned for r in results)} and {sum(r.num_failed for r in results)} failed; "
-        f"then {sum(len(r.seeds) for r in results)} final trainings."
+        f"then {counted(sum(len(r.seeds) for r in results), 'final training')}."
     )
     early = {r.ended_by for r in results} - {"trials_per_size", None}
     if early:

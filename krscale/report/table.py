@@ -77,6 +77,16 @@ def short_number(value: float) -> str:
     return f"{value:.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless the number is 1.
+
+    Example:
+        >>> counted(1, "fresh seed"), counted(5, "fresh seed")
+        ('1 fresh seed', '5 fresh seeds')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def short_latency(milliseconds: float, digits: int = 3) -> str:
     """Return milliseconds with this many digits, or with all digits before the point if more.
 

@@ -37,7 +37,7 @@ from krscale.search.on_ray.group_resources import (
     require_group,
     trial_resources,
 )
-from krscale.search.on_ray.run import run_search
+from krscale.search.on_ray.run import require_possible, run_search
 from krscale.search.results import collect
 from krscale.search.studies.extending import finished_trials, remember_budgets
 from krscale.search.studies.journal import JOURNAL, refuse_lost_journal
@@ -192,6 +192,7 @@ def _train(
     gpus = gpus_per_trial(experiment, prepared, students, progress.note)
     resources = trial_resources(experiment.search, gpus)
     progress.num_workers = num_slots(resources, experiment.train.most_workers)
+    require_possible(ladder, resources)
     _set_aside(experiment.run_path / CURVE_FILE)
     run_search(ladder, prepared, resources, progress.note)
     _say_what_ended(ladder, progress)

@@ -367,6 +367,21 @@ def test_several_runs_say_why_they_differ(tmp_path) -> None:
     assert sum(tag == "img" for tag, _ in found.tags) == 3
 
 
+def test_one_trial_of_one_epoch_with_one_seed_is_no_plural(tmp_path) -> None:
+    experiment = load(None, ["search.trials_per_size=1", "train.num_epochs=1",
+                             "search.num_final_seeds=1", "search.grace_epochs=1"])  # fmt: skip
+    size = make().sizes[0]
+    once = size.methods["kr"].model_copy(
+        update={"num_trials": 1, "seeds": (0,), "val_accuracies": (0.5,), "test_accuracies": (0.5,)}
+    )
+    curve = make(sizes=(size.model_copy(update={"methods": {"kr": once}}),))
+    found = page(tmp_path, ShownRun(curve, PNG, experiment, {})).text
+    assert "Budget: 1 trial of up to 1 epoch for each way" in found
+    assert "with 1 fresh seed, and these" in found
+    assert "1 trial, of which early stopping ended" in found
+    assert "then 1 final training." in found
+
+
 def test_the_page_says_what_was_planned_only_where_it_was_done(tmp_path) -> None:
     experiment = load(None, ["search.num_final_seeds=2"])
     same = "Every size and way of training got the same number of trials."

@@ -108,6 +108,7 @@ def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignme
     monkeypatch.setattr(session, "check_arrival", lambda models, builders: None)
     monkeypatch.setattr(session, "num_slots", lambda *_: 1)
     monkeypatch.setattr(session, "write_on_workers", None)
+    monkeypatch.setattr(session, "require_possible", lambda *_: None)
     monkeypatch.setattr(session, "run_search", run_here)
     monkeypatch.setattr(session, "Tracker", Records)
     monkeypatch.setattr(Records, "params", {}, raising=False)
@@ -171,8 +172,9 @@ def test_a_search_with_two_objectives_is_extended(
         assert size in records.points[assignment.name]
 
 
+@pytest.mark.parametrize("where", ["connect", "require_possible"])
 def test_a_search_that_cannot_go_on_keeps_the_curve_that_it_has(
-    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`report` and `pick` said that no search had finished, once its extension found no cluster."""
     storage = Path(shutil.copytree(searched, tmp_path / "storage"))
@@ -182,11 +184,11 @@ def test_a_search_that_cannot_go_on_keeps_the_curve_that_it_has(
         "search.trials_per_size=3",
     )  # fmt: skip
 
-    def refuse(cluster: object) -> None:
+    def refuse(*_: object) -> None:
         raise UserError("no such cluster")
 
     with finished_search.without_ray():
-        monkeypatch.setattr(session, "connect", refuse)
+        monkeypatch.setattr(session, where, refuse)
         assert run([*given, "--quiet"]) == 2
     assert read_curve(storage / "small") == before
 

@@ -137,27 +137,14 @@ def _exception(trial: TuneTrial) -> BaseException | None:
     return found
 
 
-def run_search(
-    ladder: Ladder,
-    prepared: Prepared,
-    resources: Mapping[str, float],
-    say: Callable[[str], None] = print,
-) -> None:
-    """Run every trial that the journal does not have yet, on the connected Ray.
-
-    Args:
-        ladder: The studies; they are complete afterwards.
-        prepared: Data, teacher and store, on storage that all workers can read.
-        resources: Resources that Ray reserves for each worker of a trial (see `gpu_packing.py`).
-        say: Prints a line for the user.
+def require_possible(ladder: Ladder, resources: Mapping[str, float]) -> None:
+    """Refuse a search whose trials the connected Ray cannot run.
 
     Raises:
-        UserError: If the cluster can never provide what a trial needs, or if so many trials failed
-            that the search gave up, with the first error.
+        UserError: If the cluster can never provide what a trial needs, or has no GPU where a
+            setting needs one.
     """
-    experiment, config = ladder.experiment, ladder.config
-    # Listeners show Tune's errors to the user, one line each; Tune need not print them again.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    experiment = ladder.experiment
     require_workers(experiment, resources)
     searched = [fields.get("train.channels_last") for fields in ladder.space.by_method.values()]
     may_be = experiment.train.channels_last or any(one and contains(one, True) for one in searched)
@@ -166,6 +153,30 @@ def run_search(
             f"train.channels_last: {NO_CHANNELS_LAST_ON_CPU}; the cluster has no GPU, so trials "
             f"would train on CPUs."
         )
+
+
+def run_search(
+    ladder: Ladder,
+    prepared: Prepared,
+    resources: Mapping[str, float],
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run every trial that the journal does not have yet, on the connected Ray.
+
+    Call `require_possible` first.
+
+    Args:
+        ladder: The studies; they are complete afterwards.
+        prepared: Data, teacher and store, on storage that all workers can read.
+        resources: Resources that Ray reserves for each worker of a trial (see `gpu_packing.py`).
+        say: Prints a line for the user.
+
+    Raises:
+        UserError: If so many trials failed that the search gave up, with the first error.
+    """
+    experiment, config = ladder.experiment, ladder.config
+    # Listeners show Tune's errors to the user, one line each; Tune need not print them again.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     searcher = LadderSearcher(
         ladder,
         milestones(config, experiment.train.num_epochs),

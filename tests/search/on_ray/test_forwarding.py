@@ -67,7 +67,6 @@ def test_a_search_runs_tune_so(monkeypatch: pytest.MonkeyPatch) -> None:
     tune = MagicMock()
     tune.Tuner.return_value.fit.side_effect = lambda: seen.update(class_cache.ENV_VARS_TO_PROPAGATE)
     monkeypatch.setattr(run, "tune", tune)
-    monkeypatch.setattr(run, "require_workers", lambda *_: None)
     run.run_search(ladder, cast(Any, None), {"CPU": 1.0})
     assert "RAY_TRAIN_V2_ENABLED" in seen
     assert not list(filter(may_name_a_secret, seen))

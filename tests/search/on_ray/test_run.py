@@ -33,7 +33,7 @@ def test_settings_of_gpus_are_refused_once_where_the_cluster_has_none(
     monkeypatch.setattr(run, "require_workers", lambda *_: None)
     monkeypatch.setattr(run, "has_gpus", lambda _: False)
     with pytest.raises(UserError, match=r"train.channels_last: .*the cluster has no GPU"):
-        run.run_search(ladder, cast(Any, None), {"CPU": 1.0})
+        run.require_possible(ladder, {"CPU": 1.0})
 
 
 class Refusing:

@@ -324,11 +324,14 @@ def test_mixed_labels_change_the_labels_cross_entropy_or_are_refused(
 
 @every_method
 def test_two_images_of_one_class_have_its_label(name: str, changes: dict[str, Any]) -> None:
-    if takes_mixed_labels(name):
-        learner, batch = make(name, changes), make_batch(7)
-        mixed = replace(batch, mixture=mixture_of(batch, batch.labels))
-        for term, values in learner(mixed).terms.items():
-            torch.testing.assert_close(values, learner(batch).terms[term], msg=term)
+    learner, batch = make(name, changes), make_batch(7)
+    mixed = replace(batch, mixture=mixture_of(batch, batch.labels))
+    if not takes_mixed_labels(name):  # even these are refused
+        with pytest.raises(KrscaleError, match="needs one class for every image"):
+            learner(mixed)
+        return
+    for term, values in learner(mixed).terms.items():
+        torch.testing.assert_close(values, learner(batch).terms[term], msg=term)
 
 
 def test_methods_of_ones_own_refuse_mixed_labels_until_they_say_otherwise() -> None:
@@ -441,6 +444,7 @@ def test_a_missing_label_is_no_class(name: str, changes: dict[str, Any]) -> None
         replace(batch, labels=torch.full((7,), label)) for label in (2, NUM_CLASSES - 1)
     )
     found = learner(batch).terms
+    assert (found["ce"] == 0).all()
     for term, values in found.items():
         if term != "ce":
             torch.testing.assert_close(values, learner(second).terms[term], msg=term)

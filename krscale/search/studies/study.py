@@ -119,7 +119,7 @@ class Study(ABC):
         Optuna returns the trial that was enqueued first. Once a limit has been reached, only
         interrupted trials may start, and settings of a neighbouring size may be before them.
         """
-        for waiting in self.waiting():
+        for waiting in self.waiting() if self.num_cut_short else ():
             if RETRY_OF in waiting.user_attrs:
                 storage, number = self.optuna._storage, waiting._trial_id
                 storage.set_trial_state_values(number, TrialState.RUNNING)

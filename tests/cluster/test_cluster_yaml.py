@@ -59,6 +59,16 @@ def test_without_nfs_what_is_left_of_the_cluster_file_is_whole() -> None:
     validate_config(prepare_config(yaml.safe_load(left)))
 
 
+def test_the_whole_package_is_copied_to_the_machines(cluster: dict[str, Any]) -> None:
+    """rsync leaves out every folder of a name without a slash before it, as `krscale/runs`."""
+    anywhere = {name for name in cluster["rsync_exclude"] if not name.startswith("/")}
+    folders = [path for top in ("krscale", "search_spaces") for path in (ROOT / top).rglob("*")]
+    names = {part for path in folders for part in path.relative_to(ROOT).parts} - {"__pycache__"}
+    assert len(names) > 100
+    assert names & anywhere == set()
+    assert {"/runs/", "/mlruns/"} <= set(cluster["rsync_exclude"])
+
+
 def test_ray_refuses_a_misspelt_key(cluster: dict[str, Any]) -> None:
     cluster["idle_timeout_minute"] = cluster.pop("idle_timeout_minutes")
     with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute"):

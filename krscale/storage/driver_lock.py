@@ -35,7 +35,7 @@ class Start:
     Attributes:
         number: One more than the number of the previous start.
         token: Unique to this start.
-        machine: The machine (`machine_id`) and the name of its working folder.
+        machine: The machine (`machine_id` and its name) and the name of its working folder.
         who: The driver's process and machine in readable form.
         beat: Number of heartbeats so far.
         ended: Whether the driver has released the lock.
@@ -80,7 +80,8 @@ class DriverLock:
         self.sleep, self.clock = sleep, clock
         self.key = f"{run}/{LOCK_FILE}"
         # Several URIs may name the same storage: each has its own folder and lock.
-        machine = f"{machine_id()}/{working_folder(objects.uri).name}"
+        # Machines that were copied from one image share its working folders, and so the identifier.
+        machine = f"{machine_id()}/{platform.node()}/{working_folder(objects.uri).name}"
         self.start = Start(0, uuid.uuid4().hex, machine, _me())
 
     def acquire(self) -> Start | None:

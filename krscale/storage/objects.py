@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from krscale.redaction import redact
 from krscale.storage.address import place_of
 
 _CHUNK = 8 << 20
+_IN_FLIGHT = threading.BoundedSemaphore(6)
+"""Limits how many chunks of large objects this process sends to S3 at once. pyarrow itself copies
+whatever is written into memory, without a limit, and sends it with eight threads, in order: a
+heartbeat would wait until all of it is sent. Two of the threads are left for small objects."""
 _AZURE = ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET")
 _CREDENTIALS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
@@ -40,6 +45,9 @@ _DEFAULTS = {
     # By default, 15 minutes pass until missing credentials or a wrong address are reported.
     "gs": ("retry_limit_seconds", "30"),
     "gcs": ("retry_limit_seconds", "30"),
+    # As for `_IN_FLIGHT`; S3 has no such option in its URIs.
+    "abfs": ("background_writes", "false"),
+    "abfss": ("background_writes", "false"),
 }
 """Options of a file system that are added to a URI without them, by scheme."""
 _OPENED: dict[tuple[int, str], Objects] = {}
@@ -70,6 +78,7 @@ class Objects:
     def __init__(self, uri: str, filesystem: Any, root: str) -> None:
         self.uri, self.filesystem, self.root = uri, filesystem, root.rstrip("/")
         self._is_local = filesystem.type_name == "local"
+        self._is_s3 = filesystem.type_name == "s3"
 
     @classmethod
     def open(cls, uri: str) -> Self:
@@ -104,19 +113,21 @@ class Objects:
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object; an older one is replaced."""
-        self._put(key, lambda stream: stream.write(content))
+        whole = memoryview(content)
+        chunks = [whole[start : start + _CHUNK] for start in range(0, len(whole) or 1, _CHUNK)]
+        self._put(key, lambda stream: self._write_chunks(stream, chunks))
 
     def upload(self, key: str, path: Path) -> str:
         """Write a file as an object; return the SHA-256 of what was written."""
         digest = hashlib.sha256()
 
-        def copy(stream: Any) -> None:
+        def chunks() -> Iterator[bytes]:
             with path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
-                    stream.write(chunk)
+                    yield chunk
 
-        self._put(key, copy)
+        self._put(key, lambda stream: self._write_chunks(stream, chunks()))
         return digest.hexdigest()
 
     def download(self, key: str, path: Path) -> str:
@@ -161,6 +172,23 @@ class Objects:
         with _talking(self.uri, f"delete {key}"), suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path(key))
 
+    def _write_chunks(self, stream: Any, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write an object in chunks; see `_IN_FLIGHT`."""
+        num_taken = 0
+        try:
+            for number, chunk in enumerate(chunks):
+                if number and self._is_s3:
+                    if not _IN_FLIGHT.acquire(blocking=False):
+                        stream.flush()  # returns when what was written has been sent
+                        num_taken = _give_back(num_taken)
+                        _IN_FLIGHT.acquire()
+                    num_taken += 1
+                stream.write(chunk)
+            if num_taken:
+                stream.flush()
+        finally:
+            _give_back(num_taken)
+
     def _put(self, key: str, write: Callable[[Any], Any]) -> None:
         path = self.path(key)
         with _talking(self.uri, f"write {key}"):
@@ -184,6 +212,13 @@ class Objects:
             raise
         # If this fails, nothing was stored, and an older object is unchanged.
         stream.close()
+
+
+def _give_back(num_taken: int) -> int:
+    """Let others send as many chunks; return 0, the number that is still taken."""
+    for _ in range(num_taken):
+        _IN_FLIGHT.release()
+    return 0
 
 
 def _info(found: Any) -> Info:

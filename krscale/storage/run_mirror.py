@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import threading
 import time
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +14,11 @@ from filelock import FileLock
 
 from krscale.errors import StorageError, UserError
 from krscale.storage.address import place_of
-from krscale.storage.driver_lock import BEAT_SECONDS, DriverLock
+from krscale.storage.driver_lock import DriverLock
 from krscale.storage.objects import Objects
 from krscale.storage.run_copy import FETCHING, RunCopy
 from krscale.storage.run_files import ARCHIVE, UNFINISHED
+from krscale.storage.signs_of_life import SignsOfLife
 from krscale.storage.trial_files import HERE
 
 LOOK_SECONDS = 2.0
@@ -27,7 +26,10 @@ LOOK_SECONDS = 2.0
 LIST_SECONDS = 5.0
 """Time between two listings of what workers on other machines have sent."""
 _MAX_SHARE = 0.1
-"""Maximum share of the time that sending takes while the search runs."""
+"""Share of the time that sending takes at most while the search runs, if it is soon done."""
+_MAX_PAUSE = 60.0
+"""Longest time in seconds between two sendings: if the machine is lost, so is what was written
+meanwhile."""
 _active: dict[str, RunMirror] = {}
 
 
@@ -129,6 +131,7 @@ class RunMirror:
         say: Takes a line for the user.
 
     Attributes:
+        life: The driver's signs of life.
         signs: Signs from workers on other machines: name -> a number that changes with each sign.
         discarded: Names of objects to delete once they are listed.
     """
@@ -136,30 +139,35 @@ class RunMirror:
     def __init__(self, copy: RunCopy, say: Callable[[str], None]) -> None:
         self.copy, self.say = copy, say
         self.lock = DriverLock(copy.objects, copy.run, say)
+        self.life = SignsOfLife(self.lock, say)
         self.signs: dict[str, int] = {}
         self.discarded: set[str] = set()
-        self._problem: UserError | None = None
-        self._giving_sign, self._next_sign = threading.Lock(), math.inf
-        copy.before_each = self._give_sign  # transferring all objects may take minutes
+        copy.before_each = self.life.give
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="run mirror", daemon=True)
 
     def begin(self) -> None:
         """Acquire the lock, update the folder, and keep the copy up to date from now on."""
         copy = self.copy
-        with FileLock(copy.folder / FETCHING):
-            before = self.lock.acquire()
-            self._next_sign = time.monotonic() + BEAT_SECONDS
-            if before is None and copy.is_there():
-                self.say(f"{copy.run} was put there by no driver; fetching it")
-                copy.fetch()
-            elif before is None:
-                copy.sent = {}  # the storage has no run of this name (any more)
-            elif not copy.is_of(before):
-                self.say(f"{copy.run} was last run elsewhere ({before.who}); fetching it")
-                copy.fetch()
-            copy.begin(self.lock.start)
-        copy.gather()
+        try:
+            with FileLock(copy.folder / FETCHING):
+                before = self.lock.acquire()
+                self.life.begin()
+                if before is None and copy.is_there():
+                    self.say(f"{copy.run} was put there by no driver; fetching it")
+                    copy.fetch()
+                elif before is None:
+                    copy.sent = {}  # the storage has no run of this name (any more)
+                elif not copy.is_of(before):
+                    self.say(f"{copy.run} was last run elsewhere ({before.who}); fetching it")
+                    copy.fetch()
+                copy.begin(self.lock.start)
+            copy.gather()
+            self.life.interrupts = True
+            self.life.check()
+        except BaseException:
+            self.life.end()
+            raise
         self._thread.start()
 
     def end(self) -> None:
@@ -169,34 +177,36 @@ class RunMirror:
             StorageError: If that fails; the message says where the files are.
             UserError: If another driver has taken over.
         """
+        self.life.interrupts = False
         self._stopped.set()
         self._thread.join()
-        if self._problem and not isinstance(self._problem, StorageError):
-            raise self._problem
         try:
+            self.life.check()
             self.copy.send()
             self._look_at_workers()
+            self.life.end()  # a heartbeat after the release would take it back
+            self.life.check()
             self.lock.release()
         except StorageError as error:
             raise StorageError(
                 f"{error} What is not in the storage is in {self.copy.folder}; the same command on "
                 "this machine sends it."
             ) from None
+        finally:
+            self.life.end()
 
     def _keep_up(self) -> None:
-        """Check, send and write heartbeats until the driver ends; runs in a thread."""
+        """Check and send until the driver ends; runs in a thread."""
         next_list, next_send, told = 0.0, 0.0, False
         while not self._stopped.wait(LOOK_SECONDS):
             try:
-                self._give_sign()
                 now = time.monotonic()
                 if now >= next_list:
                     next_list = now + LIST_SECONDS
                     self._look_at_workers()
-                # Do not wait for another thread that is transferring: heartbeats are due.
+                # If another thread is transferring, what workers have sent is still looked at.
                 if now >= next_send and self.copy.send(wait=False):
-                    took = time.monotonic() - now
-                    next_send = now + took / _MAX_SHARE
+                    next_send = _after(now, time.monotonic())
                 told = False
             except FileNotFoundError:
                 continue  # a file that was removed or replaced meanwhile
@@ -206,32 +216,21 @@ class RunMirror:
                     self.say(f"{text}. The search goes on, and what it writes is sent later.")
                 told = True
             except UserError as error:  # another driver has taken over
-                self._problem = error
-                self.say(str(error))
-                interrupt_main()
+                self.life.problem = error  # `life` ends this one
                 return
-
-    def _give_sign(self) -> None:
-        """Write a heartbeat if one is due.
-
-        It stays due until it is written. So a driver that was cut off from the storage for long
-        finds out that another driver has taken over before it sends anything.
-
-        Raises:
-            UserError: If another driver has taken over.
-        """
-        with self._giving_sign:
-            if time.monotonic() < self._next_sign:
-                return
-            self.lock.beat()
-            self._next_sign = time.monotonic() + BEAT_SECONDS
 
     def _look_at_workers(self) -> None:
         start = len(self.copy.run) + 1
         for key, info in self.copy.objects.list(f"{self.copy.run}/{UNFINISHED}").items():
             name = key[start:]
             if name in self.discarded:
+                self.life.give()  # another driver may go on from it
                 self.copy.objects.delete(key)
                 self.signs.pop(name, None)
             elif name.endswith(".sign"):
                 self.signs[name] = info.time_ns
+
+
+def _after(began: float, ended: float) -> float:
+    """Return when the next sending may begin after one that began and ended at these times."""
+    return min(began + (ended - began) / _MAX_SHARE, ended + _MAX_PAUSE)

@@ -46,6 +46,15 @@ def bring_checkpoint(path: Path) -> None:
         unpack(content, path, f"storage_path: {place[0]}: {place[1]}{ARCHIVE}")
 
 
+def drop_checkpoint(path: Path) -> None:
+    """Remove the folder of the checkpoint of a trial that has ended.
+
+    If the driver is on this machine, nothing is done: it removes the folder itself.
+    """
+    if _elsewhere(path):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def bring_all(path: Path) -> None:
     """Replace a folder with what other machines have sent of it, if anything."""
     place = place_of(path)

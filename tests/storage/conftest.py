@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from krscale.storage import driver_lock, room, run_mirror
+from krscale.storage import driver_lock, room, run_mirror, signs_of_life
 from krscale.storage.address import CACHE_VARIABLE, working_folder
 
 
@@ -35,3 +35,4 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the pauses; the tests do the work of the thread."""
     monkeypatch.setattr(driver_lock, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)
+    monkeypatch.setattr(signs_of_life, "TRY_SECONDS", 1000.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import ANY
@@ -15,7 +16,14 @@ from pyarrow import fs
 from s3_server import CREDENTIALS, KEY, SECRET, query, s3_server
 
 from krscale.errors import StorageError, UserError
-from krscale.storage.objects import Info, Objects, _talking, check_scheme, missing_credentials
+from krscale.storage.objects import (
+    _IN_FLIGHT,
+    Info,
+    Objects,
+    _talking,
+    check_scheme,
+    missing_credentials,
+)
 from krscale.storage.opening import probe
 
 
@@ -114,6 +122,76 @@ def test_a_write_that_is_refused_leaves_the_older_object(refuses_parts: bool) ->
     with pytest.raises(StorageError, match=r"cannot write run/\.driver\.json: 503 Slow Down"):
         Objects("s3://bucket", filesystem, "bucket").write("run/.driver.json", b"{}")
     assert not filesystem.deleted, "a lock that is lost so would end the search that holds it"
+
+
+class Queueing:
+    """A storage that takes whatever it is given and sends it later, as pyarrow's S3 does."""
+
+    type_name = "s3"
+    queued = most = sent = 0
+
+    def open_output_stream(self, _path: str) -> Queueing:
+        return self
+
+    def write(self, content: bytes) -> None:
+        self.queued += len(content)
+        self.most = max(self.most, self.queued)
+
+    def flush(self) -> None:
+        self.sent += self.queued
+        self.queued = 0
+
+    def close(self) -> None:
+        self.flush()
+
+
+@pytest.mark.parametrize(("num_taken", "most"), [(0, 60_000_000), (5, 17_000_000)])
+def test_a_large_object_is_not_queued_as_a_whole(num_taken: int, most: int, tmp_path: Path) -> None:
+    """It would be in memory as a whole, and a heartbeat would wait until all of it is sent."""
+    content = bytes(100_000_000)
+    (tmp_path / "large").write_bytes(content)
+    for send in (
+        lambda objects: objects.upload("large", tmp_path / "large"),
+        lambda objects: objects.write("large", content),
+    ):
+        filesystem = Queueing()
+        with taken(num_taken):  # by objects that are sent at the same time
+            send(Objects("s3://bucket", filesystem, "bucket"))
+        assert len(content) == filesystem.sent
+        assert 8_000_000 < filesystem.most < most
+    with taken(6):
+        Objects("s3://bucket", Queueing(), "bucket").write("small", b"1")  # does not wait
+
+
+@contextmanager
+def taken(number: int) -> Iterator[None]:
+    """Take places for chunks of large objects, none of which may be lost."""
+    assert all(_IN_FLIGHT.acquire(blocking=False) for _ in range(number))
+    yield
+    for _ in range(number):
+        _IN_FLIGHT.release()
+
+
+@pytest.mark.parametrize("content", [b"", b"1", bytes(range(256)) * 70_000])
+def test_objects_of_all_lengths_are_written_whole(content: bytes, tmp_path: Path) -> None:
+    objects = Objects.open(f"file://{tmp_path}/bucket")
+    objects.write("a", content)
+    assert objects.read("a") == content
+
+
+def test_azure_sends_what_it_is_given_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    from_uri = fs.FileSystem.from_uri
+
+    def noted(uri: str) -> object:
+        asked.append(uri)
+        return from_uri(uri)
+
+    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=noted))
+    monkeypatch.setattr("krscale.storage.objects._OPENED", {})
+    opened = Objects.open("abfs://container@account.dfs.core.windows.net/p")
+    assert opened.root == "container/p"
+    assert asked[0].endswith("?background_writes=false"), "an option that pyarrow knows"
 
 
 def test_a_storage_is_tried_before_it_is_used(s3: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from run_folders import say, write
 
 from krscale.errors import StorageError, UserError
 from krscale.runs.aside import results_in
-from krscale.storage import driver_lock, run_copy, run_mirror
+from krscale.storage import driver_lock, run_copy, run_mirror, signs_of_life
 from krscale.storage.address import mark, working_folder
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import rank, stamps
 from krscale.storage.run_mirror import discard, gather, mirrored, refresh, send, sign_of
 from krscale.storage.trial_files import (
     bring_checkpoint,
+    drop_checkpoint,
     send_checkpoint,
     send_file,
     send_sign,
@@ -103,7 +105,8 @@ def test_two_uris_of_one_storage_have_one_driver_at_a_time(
         first = run_mirror._active[str(one)]
 
         def beat(_seconds: float) -> None:
-            first.lock.beat()
+            with suppress(UserError):  # of the first, as the second has taken over
+                first.lock.beat()
 
         monkeypatch.setattr(driver_lock.DriverLock.__init__, "__defaults__", (beat, time.monotonic))
         with pytest.raises(UserError, match="is being run now by process"), mirrored(two, say):
@@ -165,8 +168,8 @@ def test_a_driver_gives_signs_of_life_while_much_is_brought(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another driver would take it for dead while its thread waits to send."""
-    monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(run_mirror, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(signs_of_life, "TRY_SECONDS", 0.01)
+    monkeypatch.setattr(signs_of_life, "BEAT_SECONDS", 0.0)
     one = write(machine("one") / "run", journal_dot_log="1\n")
     with mirrored(one, say):
         mirror, beats = run_mirror._active[str(one)], threading.Semaphore(0)
@@ -180,7 +183,7 @@ def test_a_driver_gives_signs_of_life_between_objects(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole run takes minutes to send or fetch; another driver would take it for dead."""
-    monkeypatch.setattr(run_mirror, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(signs_of_life, "BEAT_SECONDS", 0.0)
     beats = list[str]()
     monkeypatch.setattr(driver_lock.DriverLock, "beat", lambda lock: beats.append(lock.run))
     one = write(machine("one") / "run")
@@ -205,7 +208,7 @@ def test_who_was_cut_off_sends_nothing_over_what_its_successor_has_sent(
         with mirrored(one, say):
             mirror = run_mirror._active[str(one)]
             write(one, journal_dot_log="of the first\n")
-            mirror._next_sign = 0.0
+            mirror.life._next_at = 0.0
             with monkeypatch.context() as broken:
                 broken.setattr(Objects, "read", _refuse)
                 with pytest.raises(StorageError):
@@ -250,8 +253,30 @@ def test_one_driver_at_a_time(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         two = write(machine("two") / "run")
 
         def beat(_seconds: float) -> None:
-            first.lock.beat()
+            with suppress(UserError):  # of the first, as the second has taken over
+                first.lock.beat()
 
+        monkeypatch.setattr(driver_lock.DriverLock.__init__, "__defaults__", (beat, time.monotonic))
+        with pytest.raises(UserError, match="is being run now by process"), mirrored(two, say):
+            pytest.fail("two drivers")
+        machine("one")
+
+
+def test_a_machine_that_was_copied_is_another(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines of one image have the same identifier; a driver on one lives beside the other."""
+    one = write(machine("one") / "run")
+    with mirrored(one, say):
+        first = run_mirror._active[str(one)]
+        two = write(machine("two") / "run")
+        shutil.copy(one.parents[1] / ".machine", two.parents[1] / ".machine")
+
+        def beat(_seconds: float) -> None:
+            with suppress(UserError):  # of the first, as the second has taken over
+                first.lock.beat()
+
+        monkeypatch.setattr(driver_lock.platform, "node", lambda: "two")
         monkeypatch.setattr(driver_lock.DriverLock.__init__, "__defaults__", (beat, time.monotonic))
         with pytest.raises(UserError, match="is being run now by process"), mirrored(two, say):
             pytest.fail("two drivers")
@@ -306,6 +331,27 @@ def test_workers_elsewhere_send_what_the_driver_needs(machine: Machine, uri: str
         assert "run/unfinished/kd/t1.sign" not in Objects.open(uri).list("run")
 
 
+def test_the_checkpoint_of_a_trial_that_has_ended_leaves_the_machine_of_its_worker(
+    machine: Machine,
+) -> None:
+    """One of each trial would fill the disk of a node."""
+    one = write(machine("one") / "run", unfinished__kd__t1__state_dot_pt="s")
+    with mirrored(one, say):
+        drop_checkpoint(one / "unfinished/kd/t1")
+        assert (one / "unfinished/kd/t1").is_dir(), "the driver removes its own"
+        two = write(machine("two") / "run", unfinished__kd__t2__state_dot_pt="s")
+        drop_checkpoint(two / "unfinished/kd/t2")
+        drop_checkpoint(two / "unfinished/kd/t3")
+        assert not (two / "unfinished/kd/t2").exists()
+        machine("one")
+
+
+def test_after_a_long_sending_the_next_is_a_minute_away() -> None:
+    """What is written meanwhile is lost with the machine."""
+    assert run_mirror._after(100.0, 101.0) == 110.0
+    assert run_mirror._after(100.0, 200.0) == 260.0
+
+
 def test_a_worker_beside_its_driver_sends_nothing(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +371,7 @@ def test_a_storage_that_is_a_folder_has_no_copy(tmp_path: Path) -> None:
     with mirrored(folder, say):
         gather(folder)
         discard(folder, folder / "x")
+        drop_checkpoint(folder)
         send_file(folder / "journal.log")
         bring_checkpoint(folder / "unfinished/x")
     refresh(folder)

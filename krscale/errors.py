@@ -39,6 +39,10 @@ class DiskFullError(StorageError):
     """There is no space for a file; the message names it."""
 
 
+class NodeError(UserError):
+    """A node of the cluster cannot work on the run; the message names it and the cause."""
+
+
 class DamagedFileError(UserError):
     """A file of krscale is not what was written; the message names the file and the place."""
 

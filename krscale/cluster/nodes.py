@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from krscale.cluster.address import PRIVATE, ray_address
+from krscale.cluster.address import starts_private
 from krscale.cluster.connect import connect, is_private
+from krscale.cluster.versions import other_versions, own_versions
 from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.storage.address import is_uri, mark
 from krscale.storage.objects import Objects
 from krscale.storage.opening import open_storage, probe
 
-_PACKAGES = ("krscale", "ray", "torch", "pyarrow")
 PROBE_SECONDS = 120.0
 """Limit for a node to start a worker, import the packages and answer."""
 
@@ -48,7 +46,7 @@ def reach_storage(experiment: Experiment, *, on_nodes: bool = True) -> None:
         probe(storage)
     elif not on_nodes:
         return
-    if ray_address(experiment.cluster) == PRIVATE:
+    if starts_private(experiment.cluster):
         return
     connect(experiment.cluster)
     if is_private():
@@ -108,7 +106,7 @@ def _check_nodes(nodes: Mapping[str, str], storage: str, name: str) -> None:
     Raises:
         UserError: As for `reach_storage`.
     """
-    own = _versions()
+    own = own_versions()
     task = ray.remote(_look)
     asked = {
         task.options(
@@ -136,9 +134,7 @@ def _problems(reference: Any, own: Mapping[str, str]) -> list[str]:
         return [f"no answer within {PROBE_SECONDS:.0f} s"]
     except ray.exceptions.RayError as error:
         return [(str(error).strip().splitlines() or [type(error).__name__])[-1]]
-    other = [f"{name} {found[name]} (here {own[name]})" for name in own if found[name] != own[name]]
-    return [*([f"other versions than here: {', '.join(other)}"] if other else []),
-            *([problem] if problem else [])]  # fmt: skip
+    return list(filter(None, (other_versions(found, own), problem)))
 
 
 def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
@@ -148,9 +144,9 @@ def _look(storage: str, name: str) -> tuple[dict[str, str], str]:
             mark(storage)
         probe(storage)
         wrong = _wrong_with_objects if is_uri(storage) else _wrong_with_folder
-        return _versions(), wrong(storage, name) if name else ""
+        return own_versions(), wrong(storage, name) if name else ""
     except UserError as error:
-        return _versions(), str(error)
+        return own_versions(), str(error)
 
 
 def _wrong_with_objects(storage: str, key: str) -> str:
@@ -177,13 +173,3 @@ def _wrong_with_folder(storage: str, name: str) -> str:
             return ""
     except OSError as error:
         return f"storage_path: {folder}: cannot write there: {error.strerror or error}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -19,6 +19,7 @@ from krscale.cluster.connect import connect
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.nodes import reach_storage
 from krscale.cluster.sending import check_arrival
+from krscale.cluster.versions import own_versions, refuse_other_versions
 from krscale.errors import UserError
 from krscale.models.given import Builder, available, given
 from krscale.setup.prepare import pick_device
@@ -84,8 +85,8 @@ def _write_all(
     teacher = recipe.experiment.teacher.model
     builders: Mapping[str, Builder] = given([teacher])
     check_arrival([teacher], builders, "teacher")
-    own = ray.put(builders)
-    pending = [task.remote(shared, shard, own) for shard in shards]
+    own, versions = ray.put(builders), own_versions()
+    pending = [task.remote(shared, shard, own, versions) for shard in shards]
     per_shard, num_rows = recipe.experiment.store.shard_rows, recipe.num_rows
     try:
         while pending:
@@ -107,9 +108,13 @@ def _write_all(
 
 
 def _write_one(
-    shared: tuple[StoreRecipe, StorePlan | None], shard: ShardId, own: Mapping[str, Builder]
+    shared: tuple[StoreRecipe, StorePlan | None],
+    shard: ShardId,
+    own: Mapping[str, Builder],
+    versions: Mapping[str, str],
 ) -> ShardBytes | None:
     """Write one shard in a worker; with a plan, whose folder is elsewhere, return it instead."""
+    refuse_other_versions(versions)
     torch.set_num_threads(1)
     recipe, plan = shared
     spec = recipe.here().spec(pick_device(recipe.experiment.train.device))

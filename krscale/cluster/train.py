@@ -28,6 +28,7 @@ from krscale.cluster.connect import require
 from krscale.cluster.kept_training import STATE, find_kept
 from krscale.cluster.lost_worker import lost_worker
 from krscale.cluster.rendezvous import OneAddress
+from krscale.cluster.versions import own_versions, refuse_other_versions
 from krscale.cluster.worker_reports import (
     EpochReporter,
     OnEpoch,
@@ -147,6 +148,7 @@ def fit_on_workers(
         "queue": queue,
         "stall_seconds": stall_seconds,
         "go_on_from": str(kept.checkpoint or ""),
+        "versions": own_versions(),
     }
     try:
         result = _trainer(config, folder, num_workers, each).fit()
@@ -273,6 +275,7 @@ def _worker(config: dict[str, Any]) -> tuple[str, str] | None:
     Raises:
         UserError: If the network cannot be shared, and only some ranks have found it.
     """
+    refuse_other_versions(config["versions"])
     torch.set_num_threads(1)
     workers = Workers.from_environment()
     send = config["queue"].actor.put.remote

@@ -69,7 +69,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
     monkeypatch.setattr(nodes, "ray", found)
     monkeypatch.setattr(nodes, "connect", lambda _: None)
     monkeypatch.setattr(nodes, "is_private", lambda: False)
-    monkeypatch.setattr(nodes, "_versions", lambda: VERSIONS)
+    monkeypatch.setattr(nodes, "own_versions", lambda: VERSIONS)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return found
 
@@ -186,7 +186,7 @@ def test_other_versions_are_listed_by_node(
     fake: FakeRay, tmp_path: Path, name: str, kind: str
 ) -> None:
     other = {**VERSIONS, name: "0.1"}
-    fake.on_other(lambda patch: patch.setattr(nodes, "_versions", lambda: other))
+    fake.on_other(lambda patch: patch.setattr(nodes, "own_versions", lambda: other))
     prefix = "file://" if kind == "uri" else ""
     assert refused(f"{prefix}{tmp_path}/bucket") == [
         f"  10.0.0.2 (bbbbbbbb): other versions than here: {name} 0.1 (here {VERSIONS[name]})"
@@ -243,6 +243,20 @@ def test_a_folder_that_a_node_cannot_write(fake: FakeRay, tmp_path: Path) -> Non
         f"  10.0.0.2 (bbbbbbbb): storage_path: {tmp_path}: cannot write there: "
         f"Read-only file system"
     ]
+
+
+def test_nodes_of_a_cluster_that_a_script_has_joined_are_asked(
+    fake: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `ray.init` before `krscale.search`: the settings name no cluster then."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    experiment = load(None, [f"storage_path={tmp_path}"])
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    reach_storage(experiment)
+    assert not fake.asked
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    reach_storage(experiment)
+    assert fake.asked == [HEAD, OTHER]
 
 
 def test_a_folder_is_not_looked_for_where_there_is_one_node(fake: FakeRay, tmp_path: Path) -> None:

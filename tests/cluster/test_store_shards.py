@@ -14,6 +14,7 @@ import torch
 
 from krscale.cluster import store_shards
 from krscale.cluster.store_shards import write_on_workers
+from krscale.cluster.versions import own_versions
 from krscale.config import Experiment, load
 from krscale.data import prepare_data
 from krscale.errors import UserError
@@ -141,7 +142,7 @@ def test_a_machine_without_the_folder_makes_the_same_shards(
         plan = plan_of_build(recipe.path)
         for shard in shards:
             machine(f"node {shard.view}")
-            made = store_shards._write_one((recipe, plan), shard, {})
+            made = store_shards._write_one((recipe, plan), shard, {}, own_versions())
             assert made is not None
             machine("driver")
             keep_shard(recipe.path, made)

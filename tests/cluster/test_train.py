@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from krscale.cluster import train, worker_reports
 from krscale.cluster.train import _user_error, _worker, fit_on_workers
+from krscale.cluster.versions import own_versions
 from krscale.config import load
 from krscale.errors import DiskFullError, UserError
 
@@ -136,6 +137,7 @@ def test_a_network_that_cannot_be_shared_is_one_sentence(
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         config = {"weights": "w", "section": "teacher", "stall_seconds": 0.0, "go_on_from": ""}
+        config["versions"] = own_versions()
         config["queue"] = SimpleNamespace(actor=SimpleNamespace(put=SimpleNamespace(remote=list)))
         found = _worker({**config, "build": lambda workers: TwoSteps(WithUnused())})
         with pytest.raises(RuntimeError, match="a defect"):

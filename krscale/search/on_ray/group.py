@@ -27,6 +27,7 @@ from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from krscale.cluster.meeting import Meeting, listening_socket
+from krscale.cluster.versions import own_versions
 from krscale.config import Experiment
 from krscale.errors import KrscaleError
 from krscale.models.given import Builder
@@ -185,7 +186,7 @@ def start_group(
             num_cpus=bundles[rank].get("CPU", 0.0),
             num_gpus=bundles[rank].get("GPU", 0.0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement, rank),
-        ).remote(experiment, prepared, builders)
+        ).remote(experiment, prepared, builders, own_versions())
         for rank in range(1, num_workers)
     ]
     group = Group(ranks, Workers.alone())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from krscale.cluster.meeting import Meeting
+from krscale.cluster.versions import refuse_other_versions
 from krscale.config import Experiment
 from krscale.models.given import Builder, keep
 from krscale.parallel import Workers
@@ -52,14 +53,20 @@ class Rank:
         experiment: The search.
         prepared: Data, teacher and store, on storage that all workers can read.
         builders: Networks that were given as objects.
+        versions: Versions of the first worker (`own_versions`), which are those of the command.
     """
 
     training: Training
     workers: Workers
 
     def __init__(
-        self, experiment: Experiment, prepared: Prepared, builders: Mapping[str, Builder]
+        self,
+        experiment: Experiment,
+        prepared: Prepared,
+        builders: Mapping[str, Builder],
+        versions: Mapping[str, str],
     ) -> None:
+        refuse_other_versions(versions)
         keep(builders)
         use_threads(experiment.search.cpus_per_trial)
         self.experiment, self.assets = experiment, Assets.open(prepared)

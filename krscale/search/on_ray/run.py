@@ -19,6 +19,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from krscale.cluster.versions import own_versions
 from krscale.config.training import NO_CHANNELS_LAST_ON_CPU
 from krscale.errors import StorageError, UserError
 from krscale.models.given import given
@@ -217,6 +218,7 @@ def _tuner(
         experiment=experiment.without_credentials(),
         prepared=prepared,
         given=given(student_models(experiment)),
+        versions=own_versions(),
     )
     return tune.Tuner(
         tune.with_resources(

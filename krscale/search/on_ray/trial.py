@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from krscale.cluster.versions import refuse_other_versions
 from krscale.config import Experiment
 from krscale.digests import digest_path
 from krscale.metrics import VAL_ACCURACY
@@ -27,7 +29,7 @@ from krscale.search.studies.trial_spec import FinalKey
 from krscale.setup.build import Assets
 from krscale.setup.prepare import Prepared
 from krscale.stalls import seconds_between
-from krscale.storage.trial_files import send_file
+from krscale.storage.trial_files import drop_checkpoint, send_file
 from krscale.training.checkpoint import save_weights
 from krscale.training.loop import Training
 
@@ -46,6 +48,8 @@ class StudentTrial(tune.Trainable):
     recalled: History
     note: str
     """A note for the user, sent with the next result."""
+    read_and_written: list[Path]
+    """Checkpoints of the trial: its own, and the one it continues from."""
 
     def setup(  # type: ignore[override]
         self,
@@ -53,8 +57,10 @@ class StudentTrial(tune.Trainable):
         experiment: Experiment,
         prepared: Prepared,
         given: Mapping[str, Builder] | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         """Open shared assets and start the group, once per actor; then start the first trial."""
+        refuse_other_versions(versions or {})
         keep(given or {})
         use_threads(experiment.search.cpus_per_trial)
         self.experiment = experiment
@@ -64,6 +70,8 @@ class StudentTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next trial in the same process."""
+        for path in self.read_and_written:  # one of each trial would fill the disk of a node
+            drop_checkpoint(path)
         self._begin(new_config)
         return True
 
@@ -122,8 +130,10 @@ class StudentTrial(tune.Trainable):
         own = partial(build_trial, self.experiment, self.assets, config, self.group.workers)
         self.training = self.group.together("build", config, own=own)
         self.history, self.note = [], ""
+        self.read_and_written = [checkpoint_path(path, str(config["name"]))]
         if config["continues"]:
             before = checkpoint_path(path, config["continues"])
+            self.read_and_written.append(before)
             self.history, problem = go_on(self.training, before)
             if problem:
                 self.training = self.group.together("build", config, own=own)
@@ -135,7 +145,7 @@ class StudentTrial(tune.Trainable):
                 self.group.together("load", self.training.state_dict(), own=_nothing)
         self.training.on_step = signs.give
         self.recalled = list(self.history)
-        self.keeper = Keeper(checkpoint_path(path, config["name"]), search.checkpoint_seconds)
+        self.keeper = Keeper(self.read_and_written[0], search.checkpoint_seconds)
 
     def _keep_student(self) -> None:
         run_path = self.experiment.run_path

@@ -214,3 +214,19 @@ def test_a_full_disk_of_a_node_is_named_with_the_node(node: str, where: str) -> 
     found = TrialError.of(died, text, Path("s3://bucket/runs"))
     expected = f"{where}/disk/cache/stores/a: the disk is full. Free some space."
     assert str(found.storage) == expected
+
+
+OTHER_TORCH = """Failure # 1 (occurred at 2026-11-28_15-56-03)
+The actor died because of an error raised in its creation task, ray::StudentTrial.__init__() \
+(pid=19863, ip=192.0.2.7, actor_id=ef2470e9, repr=<StudentTrial object at 0x7ff2>)
+  File "krscale/cluster/versions.py", line 50, in refuse_other_versions
+    raise NodeError(
+krscale.errors.NodeError: seven has other versions than here: torch 2.5 (here 2.13). Install.
+"""
+
+
+def test_a_node_that_cannot_work_on_the_run_is_no_trials_fault() -> None:
+    """It joined after the start; trials that failed there would count as planned ones."""
+    found = TrialError.of(ActorDiedError(task_error(ValueError())), OTHER_TORCH, STORAGE)
+    expected = "on the node 192.0.2.7: seven has other versions than here: torch 2.5 (here 2.13)."
+    assert str(found.storage) == f"{expected} Install."

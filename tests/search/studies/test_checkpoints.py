@@ -10,6 +10,7 @@ import torch
 
 from krscale.config import Experiment, load, with_values
 from krscale.progress import Progress
+from krscale.search.on_ray import trial as trial_module
 from krscale.search.on_ray.searcher import LadderSearcher, Running
 from krscale.search.on_ray.trial import StudentTrial
 from krscale.search.studies import checkpoints as unfinished
@@ -38,9 +39,9 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
         return experiment, prepare(experiment, progress)
 
 
-def start(assets: Assets, number: int, continues: int | None = None) -> StudentTrial:
-    """Begin a trial as Tune does in its actor, without Ray."""
-    config = {
+def config_of(number: int, continues: int | None = None) -> dict[str, Any]:
+    """Return a trial as the searcher hands it out."""
+    return {
         "method": KEY.method,
         "capacity": KEY.capacity,
         "kind": "trial",
@@ -51,8 +52,12 @@ def start(assets: Assets, number: int, continues: int | None = None) -> StudentT
         "values": {"train.learning_rate": 0.05},
         "milestones": tuple(range(1, NUM_EPOCHS)),
     }
+
+
+def start(assets: Assets, number: int, continues: int | None = None) -> StudentTrial:
+    """Begin a trial as Tune does in its actor, without Ray."""
     trial = object.__new__(StudentTrial)
-    trial.setup(config, *assets)
+    trial.setup(config_of(number, continues), *assets)
     return trial
 
 
@@ -114,6 +119,19 @@ def test_interrupted_twice_goes_on_from_the_second_checkpoint(assets: Assets) ->
     run(start(assets, number=10), num_steps=1)
     run(start(assets, number=11, continues=10), num_steps=2)
     assert len(start(assets, number=12, continues=11).recalled) == 2
+
+
+def test_the_next_trial_of_a_worker_drops_the_checkpoints_of_the_one_before(
+    assets: Assets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without the driver nobody else does, and each trial writes one."""
+    dropped = list[Path]()
+    monkeypatch.setattr(trial_module, "drop_checkpoint", dropped.append)
+    trial = start(assets, number=20)
+    trial.reset_config(config_of(22, continues=21))
+    trial.reset_config(config_of(23))
+    path = assets[0].run_path
+    assert dropped == [checkpoint_path(path, KEY.trial_name(number)) for number in (20, 22, 21)]
 
 
 def cut(folder: Path) -> None:

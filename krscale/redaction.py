@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 _HIDDEN = "***"
-_USERINFO = re.compile(r"(?<=://)[^/\s'\"]*@")
+_NAME = r"\b(?i:abfss?)://\$?[a-z0-9][a-z0-9-]{2,62}|\b(?i:gc?s)://anonymous"
+"""What is no secret before `@`: a container or an account of Azure, and Google's `anonymous`."""
+_USERINFO = re.compile(rf"({_NAME})@(?![^/\s'\"]*@)|(?<=://)[^/\s'\"]*@")
 _ODD_USERINFO = re.compile(r"(?<=://)[^/\s:@]*:(?!\d+(?:[/?#]|$))[^\s@\"]*@(?:[^\s/@\"]*@)*")
 """A password may hold a slash or a quote, though these should be percent-encoded in a URI."""
 _BARE_USERINFO = re.compile(
@@ -34,18 +36,29 @@ def redact(text: str) -> str:
     """Return the text without credentials in URIs and values of secret environment variables."""
     for secret in _secrets():
         text = text.replace(secret, _HIDDEN)
-    for pattern in (_USERINFO, _ODD_USERINFO, _BARE_USERINFO):
-        text = pattern.sub(f"{_HIDDEN}@", text)
-    return _SECRET_FIELD.sub(rf"\1{_HIDDEN}", text)
+    return _SECRET_FIELD.sub(rf"\1{_HIDDEN}", _without_userinfo(text))
 
 
 def holds_userinfo(text: str) -> bool:
     """Return whether a text holds `USER@` or `USER:PASSWORD@` before a host, as in a URI.
 
+    A container or an account of Azure before `@`, and `anonymous` of Google, do not count.
+
     >>> holds_userinfo("s3://KEY:SEC/RET@bucket/x"), holds_userinfo("s3://bucket/you@home")
     (True, False)
+    >>> holds_userinfo("abfs://container@account.dfs.core.windows.net/x")
+    False
     """
-    return any(pattern.search(text) for pattern in (_USERINFO, _ODD_USERINFO, _BARE_USERINFO))
+    return _without_userinfo(text) != text
+
+
+def without_name(uri: str) -> str:
+    """Return a URI without what is no secret before `@`: a container of Azure, for example.
+
+    >>> without_name("abfs://container@account/x"), without_name("s3://KEY@bucket/x")
+    ('abfs://account/x', 's3://KEY@bucket/x')
+    """
+    return re.sub(rf"^({_NAME})@", lambda found: uri[: uri.index("://") + 3], uri)
 
 
 def may_name_a_secret(variable: str) -> bool:
@@ -68,6 +81,13 @@ def redact_all(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [redact_all(item) for item in content]
     return content
+
+
+def _without_userinfo(text: str) -> str:
+    text = _USERINFO.sub(lambda found: found[0] if found[1] else f"{_HIDDEN}@", text)
+    for pattern in (_ODD_USERINFO, _BARE_USERINFO):
+        text = pattern.sub(f"{_HIDDEN}@", text)
+    return text
 
 
 def _secrets() -> list[str]:

@@ -43,6 +43,10 @@ def test_job_that_was_submitted_is_known(monkeypatch):
         ("user:hun/ter22@[::1]:6379", "***@[::1]:6379"),
         ("(user:hunter22@localhost:80)", "(***@localhost:80)"),
         ("ray://user:hunter22@head:10001", "ray://***@head:10001"),
+        ("abfs://account:hunter22@container/x", "abfs://***@container/x"),
+        ("abfs://one@hunter22@container/x", "abfs://***@container/x"),
+        ("s3://hunter22@bucket/x", "s3://***@bucket/x"),
+        ("gs://hunter22@bucket/x", "gs://***@bucket/x"),
     ],
 )
 def test_credentials_of_an_address_are_hidden_with_and_without_a_scheme(
@@ -60,6 +64,8 @@ def test_credentials_of_an_address_are_hidden_with_and_without_a_scheme(
         "somebody@mail.example",
         "git@host.example:team/krscale.git",
         "127.0.0.1:6379",
+        "storage_path: abfs://container@account.dfs.core.windows.net/x: cannot write",
+        "gs://anonymous@bucket/x",
         "kr/1-16/trial-0: 12:30",
     ],
 )

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from krscale.errors import StorageError, UserError
 from krscale.files import write_text
-from krscale.redaction import holds_userinfo
+from krscale.redaction import holds_userinfo, without_name
 
 CACHE_VARIABLE = "KRSCALE_CACHE_PATH"
 """Environment variable: where a machine keeps working folders; default `~/.cache/krscale`."""
@@ -20,6 +20,9 @@ MARKER = ".storage"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OF_NO_PATH = re.compile(r"[^A-Za-z0-9\-._~:/@!$&'()*+,;=%]")
 _SECRET = re.compile(r"(?i)token|passw|pwd|secret|key|sig|credential|auth")
+_NO_SECRETS = {"blob_storage_authority", "credential_kind", "dfs_storage_authority"}
+"""Fields of pyarrow for Azure whose names only sound like secrets."""
+_OF_BUCKETS, _OF_HADOOP = ("s3", "gs", "gcs"), ("hdfs", "viewfs")
 _known: dict[str, str] = {}
 
 
@@ -40,7 +43,8 @@ def checked_uri(uri: str) -> str:
         uri: As the user wrote it, e.g. `s3://bucket/prefix`.
 
     Raises:
-        ValueError: If it contains credentials, names no bucket or folder, has characters that are
+        ValueError: If it contains credentials, names no bucket or folder, has what pyarrow would
+            pass over (the port of a bucket, a user of Hadoop before `@`) or characters that are
             not allowed, or cannot be parsed. The message repeats nothing that may be a secret.
 
     Example:
@@ -51,13 +55,22 @@ def checked_uri(uri: str) -> str:
         parts = urlsplit(uri)
     except ValueError as error:
         raise ValueError(f"not a URI ({error})") from None
-    fields = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    userinfo = "@" in parts.netloc + parts.query or holds_userinfo(uri)
-    if userinfo or any(_SECRET.search(name) for name in fields):
+    scheme = parts.scheme.lower()
+    if scheme in _OF_HADOOP and "@" in parts.netloc:
+        raise ValueError(
+            f"pyarrow reads no user before '@' in {scheme}://; append ?user=NAME instead"
+        )
+    if _holds_credentials(uri, parts.query):
         raise ValueError(
             "a URI with credentials in it; they would be written down with the experiment. Set "
             "them in the environment of every machine instead (for s3: AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY)"
+        )
+    if scheme in _OF_BUCKETS and ":" in parts.netloc:
+        raise ValueError(
+            f"a bucket has no port; the address of a server is given apart from it, as "
+            f"{scheme}://BUCKET/PREFIX?endpoint_override=HOST:PORT, with &scheme=http if it has no "
+            f"TLS"
         )
     if parts.fragment or any(character.isspace() for character in uri):
         raise ValueError(f"{uri}: '#' and white space are not allowed in the URI of a storage")
@@ -71,7 +84,14 @@ def checked_uri(uri: str) -> str:
         )
     path = re.sub("/+", "/", parts.path).rstrip("/")
     query = f"?{parts.query}" if parts.query else ""
-    return f"{parts.scheme.lower()}://{parts.netloc}{path}{query}"
+    return f"{scheme}://{parts.netloc}{path}{query}"
+
+
+def _holds_credentials(uri: str, query: str) -> bool:
+    nameless = without_name(uri)
+    fields = {name for name, _ in parse_qsl(query, keep_blank_values=True)} - _NO_SECRETS
+    userinfo = "@" in urlsplit(nameless).netloc + query or holds_userinfo(nameless)
+    return userinfo or any(_SECRET.search(name) for name in fields)
 
 
 def working_folder(storage: str) -> Path:

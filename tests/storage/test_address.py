@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from krscale.errors import StorageError, UserError
+from krscale.redaction import redact
 from krscale.storage.address import (
     CACHE_VARIABLE,
     checked_uri,
@@ -37,6 +40,12 @@ def test_uris_are_told_from_paths(uri: str) -> None:
         "abfs://b/p?sig=S3CRET",
         "s3://AKIA:half/S3CRET@b/p",
         "s3://b/p?endpoint_override=AKIA:S3CRET@host:9000",
+        "abfs://account:S3CRET@container/p",
+        "abfs://S3CRET@container/p",
+        "abfs://container@S3CRET@account/p",
+        "abfs://container@account.dfs.core.windows.net/p?client_secret=S3CRET",
+        "gs://S3CRET@b/p",
+        "sftp://me:S3CRET@host/p",
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
@@ -62,6 +71,38 @@ def test_what_no_uri_has_is_refused_with_how_it_is_written(uri: str, written: st
     with pytest.raises(ValueError, match="not allowed") as caught:
         checked_uri(uri)
     assert written in str(caught.value)
+
+
+def test_a_name_before_the_host_is_no_credential() -> None:
+    """Container or account of Azure, and `anonymous` of Google, as pyarrow reads them."""
+    for uri in (
+        "abfs://container@account.dfs.core.windows.net/p",
+        "abfss://my-container@account.dfs.core.windows.net/p",
+        "abfs://account@container/p",
+        "abfs://account@127.0.0.1:10000/container/p?enable_tls=false&credential_kind=cli",
+        "abfs://account@container/p?blob_storage_authority=.blob.local",
+        "gs://anonymous@bucket/p?scheme=http&endpoint_override=127.0.0.1:4443",
+    ):
+        assert checked_uri(uri) == uri
+        assert redact(uri).partition("?")[0] == uri.partition("?")[0]
+    _, path = fs.FileSystem.from_uri("abfs://container@account.dfs.core.windows.net/p")
+    assert path == "container/p"
+
+
+@pytest.mark.parametrize("uri", ["hdfs://me@node:8020/p", "viewfs://me@cluster/p"])
+def test_a_user_that_pyarrow_would_pass_over_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"no user before .@.*append \?user=NAME"):
+        checked_uri(uri)
+    assert checked_uri("hdfs://node:8020/p?user=me") == "hdfs://node:8020/p?user=me"
+
+
+@pytest.mark.parametrize("uri", ["s3://b:9000/p", "S3://b:9000", "gs://b:80/p", "gcs://[::1]:80/p"])
+def test_a_port_that_pyarrow_would_pass_over_is_refused(uri: str) -> None:
+    """The host of a server in the place of the bucket: its first folder is the bucket, then."""
+    scheme = uri.partition(":")[0].lower()
+    advice = re.escape(f"{scheme}://BUCKET/PREFIX?endpoint_override=HOST:PORT")
+    with pytest.raises(ValueError, match=f"a bucket has no port; .*{advice}"):
+        checked_uri(uri)
 
 
 def test_one_form() -> None:

@@ -34,10 +34,11 @@ def check_token_file() -> None:
     try:
         _has_token()
     except AuthenticationError:
+        given = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+        whole = " Ray does not replace ~ there; write the whole path." if given[:1] == "~" else ""
         raise UserError(
-            f"RAY_AUTH_TOKEN_PATH: {os.environ.get('RAY_AUTH_TOKEN_PATH')}: no token can be read "
-            f"there: the file is missing, empty, or not readable by you. A token is looked for in "
-            f"{PLACES}."
+            f"RAY_AUTH_TOKEN_PATH: {given}: no token can be read there: the file is missing, "
+            f"empty, or not readable by you.{whole} A token is looked for in {PLACES}."
         ) from None
 
 
@@ -53,6 +54,8 @@ def check_token_text() -> None:
         given = os.environ.get("RAY_AUTH_TOKEN")
         token = given or Path(_place()).read_text(encoding="ascii")
         is_plain = all("!" <= character <= "~" for character in token.strip())
+    except FileNotFoundError:
+        return  # Ray has found another, as that of a service account of Kubernetes
     except UnicodeDecodeError:
         is_plain = False
     if not is_plain:

@@ -128,6 +128,8 @@ def _find_run(name: str, storage_path: Path) -> Path:
     written = user_path(name, "RUN")
     named = user_path(storage_path, "--storage-path") / written
     hidden = len(written.parts) == 1 and not (written / EXPERIMENT_FILE).exists()
+    if hidden and written.is_dir():
+        refresh(named)  # it may be a run that this machine has not fetched
     if hidden and (named / EXPERIMENT_FILE).exists():
         return real(named)
     if written.is_dir() or (len(written.parts) > 1 and written.parent.is_dir()):

@@ -154,6 +154,26 @@ def test_a_file_that_is_no_text_is_no_token(
         pass
 
 
+def test_a_token_that_ray_finds_elsewhere_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a service account of Kubernetes."""
+    send_tokens(monkeypatch)
+    monkeypatch.setattr(token, "_has_token", lambda: True)
+    with joining(ADDRESS, "cluster.address"):
+        pass
+
+
+def test_a_token_path_with_a_tilde_says_that_ray_does_not_replace_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "token").write_text(GIVEN)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~/token")
+    found = message(ADDRESS, None)
+    assert found.startswith("RAY_AUTH_TOKEN_PATH: ~/token: no token can be read there")
+    assert "Ray does not replace ~ there; write the whole path." in found
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+    check_token_file()
+
+
 @pytest.mark.parametrize("content", [None, ""])
 @pytest.mark.parametrize("address", [ADDRESS, "local"])
 def test_a_token_path_without_a_token(

@@ -23,7 +23,7 @@ from krscale.cluster.connect import SETTINGS, num_slots
 from krscale.cluster.sending import check_arrival
 from krscale.config import Experiment, load, with_values
 from krscale.data import prepare_data
-from krscale.errors import UserError
+from krscale.errors import StorageError, UserError
 from krscale.models.given import Copies
 from krscale.progress import Progress
 from krscale.search.on_ray import run
@@ -388,6 +388,21 @@ def test_a_second_worker_comes_up_though_trials_end_sooner_than_it_starts(
     run_trials(experiment, watcher, {"CPU": NUM_CPUS / 2})
     assert len(list((experiment.run_path / "workers").iterdir())) == 2
     assert watcher.most <= 3, "a trial for every place, and one that a growing cluster would see"
+
+
+def test_a_worker_with_another_torch_ends_the_search_and_no_trial_counts(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node may have joined after the nodes were compared."""
+    monkeypatch.setattr(run, "own_versions", lambda: {"torch": "9.9"})
+    settings = [f"storage_path={storage}", "name=mixed", "search.methods=['plain']"]
+    experiment = load(None, [*SETTINGS_OF_ALL, *settings])
+    expected = r"no running trial counts: .* has other versions than here: torch \S+ \(here 9\.9\)"
+    with pytest.raises(StorageError, match=expected):
+        run_trials(experiment, Watcher(), {"CPU": NUM_CPUS})
+    states = [t.state for study in journal(experiment.run_path).values() for t in study.trials]
+    assert TrialState.RUNNING in states
+    assert TrialState.FAIL not in states
 
 
 @pytest.mark.parametrize("setting", ["search.gpus_per_trial=0.25", "train.device=cpu"])

@@ -197,9 +197,14 @@ class Objects:
                 return
             self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             beside = f"{path}.{uuid.uuid4().hex}.part"
-            with self.filesystem.open_output_stream(beside) as stream:
-                write(stream)
-            self.filesystem.move(beside, path)
+            try:
+                with self.filesystem.open_output_stream(beside) as stream:
+                    write(stream)
+                self.filesystem.move(beside, path)
+            except BaseException:
+                with suppress(OSError):  # each try on a full disk would leave a part of the file
+                    self.filesystem.delete_file(beside)
+                raise
 
     def _put_remote(self, path: str, write: Callable[[Any], Any]) -> None:
         stream = self.filesystem.open_output_stream(path)

@@ -92,6 +92,7 @@ def test_a_write_that_fails_leaves_nothing(objects: Objects, num_bytes: int) -> 
     with pytest.raises(StorageError, match="the disk does not work"):
         objects._put("run/half", fail)
     assert objects.read("run/half") is None
+    assert objects.list("run") == {}
 
 
 class Refusing:

@@ -112,9 +112,11 @@ def prepare_teacher(
         if (grid := probe_grid(experiment)) > 1 and not gains_file(folder, grid).is_file():
             tapped = _open_network(experiment, dataset, folder, facts).to(device)
             make_probes(tapped, dataset, device, folder, grid)
-        publish(folder)
+        is_own = publish(folder)
         if (unfinished := unfinished_folder(folder)).is_dir():
             remove_all(unfinished)
+    if not is_own:  # another machine has sent one meanwhile; its code may be another
+        return prepare_teacher(experiment, dataset, device, report, on_workers)
     return _on_grid(experiment, facts, folder), folder
 
 

@@ -67,25 +67,34 @@ def fetched(path: Path | str, storage: str) -> Path:
     return found
 
 
-def publish(path: Path) -> None:
+def publish(path: Path) -> bool:
     """Send those files of a finished cache folder that the storage does not have.
+
+    If another machine has sent other files since this one looked for the folder and began to make
+    it, the first one counts: the folder is replaced, so that all runs use the same files.
 
     Other folders that the storage has are removed here if this machine exceeds its limit.
 
     Args:
         path: The folder; nothing is done if it is outside every working folder.
 
+    Returns:
+        Whether the folder is as it was; False if it was replaced.
+
     Raises:
-        StorageError: If the storage cannot be written.
+        StorageError: If the storage cannot be written, or not be read.
     """
     place = place_of(path)
     if place is None:
-        return
+        return True
     uri, key = place
     objects, record = Objects.open(uri), record_of(path)
     hold(path)
     files = _files(path, record)
     there = _index(objects, key) or {}
+    if there and there != files and not record.is_file():
+        _fetch(path, uri, key)
+        return False
     changed = [name for name in files if there.get(name) != files[name]]
     if changed:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -95,6 +104,7 @@ def publish(path: Path) -> None:
         objects.write(_index_key(key), (json.dumps(content, indent=1) + "\n").encode())
     _write_record(path, record, files)
     make_room(0)  # folders made here count towards the limit, as fetched ones do
+    return True
 
 
 def _fetch(path: Path, uri: str, key: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from krscale.config import Experiment, load, with_values
-from krscale.data import describe_data, open_data
+from krscale.data import describe_data, open_data, prepare_data
 from krscale.errors import DiskFullError, NonFiniteError
 from krscale.knowledge.probes import information_gain
 from krscale.knowledge.taps import TappedModel
@@ -23,6 +23,7 @@ from krscale.setup.networks import Networks
 from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.tap_reading import read_logits
 from krscale.setup.teacher import open_teacher, prepare_teacher
+from krscale.setup.teacher_facts import TeacherFacts
 from krscale.store import KnowledgeStore
 from krscale.training.loop import Training
 
@@ -191,3 +192,30 @@ def test_a_teacher_that_is_made_again_teaches_by_stores_of_its_own(
         for each in (before, after)
     )
     assert not torch.equal(then, now)
+
+
+def test_a_teacher_that_another_machine_has_sent_meanwhile_is_the_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `publish` replaces it; its facts would otherwise be those of the teacher made here."""
+    torch.set_num_threads(1)
+
+    def made(*settings: str) -> tuple[TeacherFacts, Path]:
+        experiment = load(None, [*SETTINGS, "teacher.num_epochs=1", *settings])
+        dataset = prepare_data(experiment.data, experiment.cache_path)
+        return prepare_teacher(experiment, dataset, torch.device("cpu"), lambda done, total: None)
+
+    other, folder_of_other = made(f"storage_path={tmp_path / 'other'}", "teacher.seed=7")
+    sent: list[Path] = []
+
+    def send(folder: Path) -> bool:
+        sent.append(folder)
+        if len(sent) == 1:
+            shutil.rmtree(folder)
+            shutil.copytree(folder_of_other, folder)
+        return len(sent) > 1
+
+    monkeypatch.setattr(teacher_module, "publish", send)
+    facts, folder = made(f"storage_path={tmp_path / 'here'}")
+    assert sent == [folder, folder]
+    assert facts == other

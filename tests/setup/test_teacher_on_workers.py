@@ -92,9 +92,9 @@ def test_what_is_unfinished_goes_only_when_the_teacher_is_whole(
         (folder / "train").rmdir() if (folder / "train").exists() else None
         train(asked, several, dataset, folder, model)
 
-    def send(folder: Path) -> None:
+    def send(folder: Path) -> bool:
         seen.append(asked[0].is_dir())
-        publish(folder)
+        return publish(folder)
 
     monkeypatch.setattr(module, "publish", send)
     make: Callable[[], object] = lambda: prepare_teacher(  # noqa: E731

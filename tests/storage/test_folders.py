@@ -93,6 +93,26 @@ def test_a_folder_that_grew_is_sent_again_and_no_more_than_that(
     assert (fetched / "probes.safetensors").is_file()
 
 
+@pytest.mark.parametrize("content", [b"12345678", b"of another start"])
+def test_of_two_machines_that_make_a_folder_at_once_the_first_that_sends_it_counts(
+    machine: Machine, uri: str, content: bytes
+) -> None:
+    """Otherwise trials on nodes that fetch it now and later use different ones, under one name."""
+    one, two = machine("one") / "cache/teachers/a", machine("two") / "cache/teachers/a"
+    assert not present(two)
+    made(two, content)
+    machine("one")
+    assert publish(made(one))
+    before = Objects.open(uri).list("cache/teachers")
+    machine("two")
+    assert publish(two) == (content == b"12345678")
+    assert (two / "whole.arrow").read_bytes() == b"12345678"
+    assert Objects.open(uri).list("cache/teachers") == before
+    (two / "parts" / "1.arrow").write_bytes(b"more of it")
+    assert publish(two), "what grows from what was fetched is sent"
+    assert Objects.open(uri).read("cache/teachers/a/parts/1.arrow") == b"more of it"
+
+
 def test_the_least_recently_opened_goes_and_none_that_is_open(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

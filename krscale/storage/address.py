@@ -111,20 +111,29 @@ def storages_root() -> Path:
     """Return the folder that contains this machine's working folders.
 
     Raises:
-        UserError: If the variable names a relative path: the processes of a run have different
-            current folders.
+        UserError: If the variable names a relative path, since the processes of a run have
+            different current folders; or if a home directory is needed and none is known.
     """
-    general = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    if not general.is_absolute():  # to be ignored, by the rules of this variable
-        general = Path("~/.cache").expanduser()
     chosen = os.environ.get(CACHE_VARIABLE)
-    base = Path(chosen).expanduser() if chosen else general / "krscale"
+    try:
+        base = Path(chosen).expanduser() if chosen else _general_cache() / "krscale"
+    except RuntimeError:  # of `expanduser`
+        raise UserError(
+            f"{CACHE_VARIABLE}: {chosen or '~/.cache/krscale'}: no such home directory is known; "
+            f"set an absolute path."
+        ) from None
     if not base.is_absolute():
         raise UserError(
             f"{CACHE_VARIABLE}: {base} is a relative path, and the processes of a run have "
             f"different current folders; set an absolute one, as {Path.cwd() / base}."
         )
     return Path(os.path.realpath(base)) / "storages"
+
+
+def _general_cache() -> Path:
+    general = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    # A relative path is to be ignored, by the rules of this variable.
+    return general if general.is_absolute() else Path("~/.cache").expanduser()
 
 
 def place_of(path: Path) -> tuple[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import re
 from pathlib import Path
 
@@ -142,6 +143,24 @@ def test_a_relative_folder_would_be_another_in_each_process(
     monkeypatch.delenv(CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # such a value is to be ignored
     assert working_folder(uri).is_relative_to(tmp_path / "home" / ".cache" / "krscale")
+
+
+@pytest.mark.parametrize("chosen", ["", "~/cache", "~of-nobody/cache"])
+def test_a_home_that_nobody_knows_is_said(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run as a user without an entry, and with no HOME."""
+
+    def unknown(_user: object) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    monkeypatch.setenv(CACHE_VARIABLE, chosen)
+    with pytest.raises(UserError, match=f"{CACHE_VARIABLE}: ~.*cache.*: no such home directory"):
+        working_folder("s3://bucket/a")
+    monkeypatch.setenv(CACHE_VARIABLE, "/var/cache")
+    assert working_folder("s3://bucket/a").is_relative_to("/var/cache/storages")
 
 
 def test_a_working_folder_says_what_it_stands_for(

@@ -240,7 +240,11 @@ def _resolve(uri: str) -> tuple[Any, str]:
         asked += f"{'&' if '?' in uri else '?'}{option}={value}"
     with _talking(uri, "reach it"):
         try:
-            return fs.FileSystem.from_uri(asked)  # type: ignore[no-any-return]
+            filesystem, root = fs.FileSystem.from_uri(asked)
+            if filesystem.type_name == "abfs":
+                # Without credentials this raises an error; a read would end the process.
+                filesystem.get_file_info(root)
+            return filesystem, root
         except ArrowInvalid as error:
             if "nrecognized filesystem" not in str(error):
                 raise

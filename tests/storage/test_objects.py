@@ -180,19 +180,54 @@ def test_objects_of_all_lengths_are_written_whole(content: bytes, tmp_path: Path
     assert objects.read("a") == content
 
 
+AZURE = "abfs://container@account.dfs.core.windows.net/p"
+
+
+class Azure:
+    """A storage that is asked for a folder before it is used."""
+
+    type_name = "abfs"
+
+    def __init__(self, answer: Exception | None = None) -> None:
+        self.answer = answer
+
+    def get_file_info(self, path: str) -> None:
+        assert path == "container/p"
+        if self.answer:
+            raise self.answer
+
+    def open_input_stream(self, _path: str) -> None:
+        raise AssertionError("pyarrow ends the process where it finds no credentials")
+
+
 def test_azure_sends_what_it_is_given_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    from_uri = fs.FileSystem.from_uri
+    made, root = fs.FileSystem.from_uri(f"{AZURE}?background_writes=false")
+    assert (made.type_name, root) == ("abfs", "container/p"), "an option that pyarrow knows"
 
-    def noted(uri: str) -> object:
+    def from_uri(uri: str) -> tuple[object, str]:
         asked.append(uri)
-        return from_uri(uri)
+        return Azure(), "container/p"
 
-    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=noted))
+    monkeypatch.setattr(fs, "FileSystem", SimpleNamespace(from_uri=from_uri))
     monkeypatch.setattr("krscale.storage.objects._OPENED", {})
-    opened = Objects.open("abfs://container@account.dfs.core.windows.net/p")
-    assert opened.root == "container/p"
-    assert asked[0].endswith("?background_writes=false"), "an option that pyarrow knows"
+    Objects.open(AZURE)
+    assert asked == [f"{AZURE}?background_writes=false"]
+
+
+def test_azure_without_credentials_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    filesystem = Azure(pa.ArrowException("Unknown error: no token"))
+    found = SimpleNamespace(from_uri=lambda _uri: (filesystem, "container/p"))
+    monkeypatch.setattr(fs, "FileSystem", found)
+    monkeypatch.setattr("krscale.storage.objects._OPENED", {})
+    with pytest.raises(StorageError) as caught:
+        Objects.open(AZURE).read("run/.driver.json")
+    assert str(caught.value) == (
+        f"storage_path: {AZURE}: cannot reach it: Unknown error: no token. "
+        "Not set in the environment: AZURE_TENANT_ID and AZURE_CLIENT_ID and AZURE_CLIENT_SECRET."
+    )
 
 
 def test_a_storage_is_tried_before_it_is_used(s3: str) -> None:

@@ -1,4 +1,4 @@
-"""The driver of a run in a storage: its lock, and the thread that sends what the run writes."""
+"""The driver of a run in a storage: its lock, and the threads that send and look for files."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def refresh(folder: Path) -> None:
 
 
 class RunMirror:
-    """A driver's lock of a run, and the thread that keeps the run's copy up to date.
+    """A driver's lock of a run, and the threads that keep the run's copy up to date.
 
     Args:
         copy: Copy of the run.
@@ -144,7 +144,10 @@ class RunMirror:
         self.discarded: set[str] = set()
         copy.before_each = self.life.give
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._keep_up, name="run mirror", daemon=True)
+        self._threads = [
+            threading.Thread(target=work, name="run mirror", daemon=True)
+            for work in (self._keep_up, self._watch)
+        ]
 
     def begin(self) -> None:
         """Acquire the lock, update the folder, and keep the copy up to date from now on."""
@@ -168,7 +171,8 @@ class RunMirror:
         except BaseException:
             self.life.end()
             raise
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         """Send what is left, and release the lock.
@@ -179,7 +183,8 @@ class RunMirror:
         """
         self.life.interrupts = False
         self._stopped.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         try:
             self.life.check()
             self.copy.send()
@@ -196,15 +201,11 @@ class RunMirror:
             self.life.end()
 
     def _keep_up(self) -> None:
-        """Check and send until the driver ends; runs in a thread."""
-        next_list, next_send, told = 0.0, 0.0, False
+        """Send what has changed until the driver ends; runs in a thread."""
+        next_send, told = 0.0, False
         while not self._stopped.wait(LOOK_SECONDS):
             try:
                 now = time.monotonic()
-                if now >= next_list:
-                    next_list = now + LIST_SECONDS
-                    self._look_at_workers()
-                # If another thread is transferring, what workers have sent is still looked at.
                 if now >= next_send and self.copy.send(wait=False):
                     next_send = _after(now, time.monotonic())
                 told = False
@@ -218,6 +219,19 @@ class RunMirror:
             except UserError as error:  # another driver has taken over
                 self.life.problem = error  # `life` ends this one
                 return
+
+    def _watch(self) -> None:
+        """Look at what workers have sent until the driver ends; runs in a thread of its own.
+
+        A single object may take longer to send than a trial may be without a sign of progress.
+        """
+        while not self._stopped.wait(LIST_SECONDS):
+            try:
+                self._look_at_workers()
+            except StorageError:
+                continue  # `life` reports a storage that does not answer
+            except UserError:
+                return  # another driver has taken over: `life` ends this one
 
     def _look_at_workers(self) -> None:
         start = len(self.copy.run) + 1

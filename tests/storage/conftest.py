@@ -32,7 +32,8 @@ def machine(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the pauses; the tests do the work of the thread."""
+    """Remove the pauses; the tests do the work of the threads."""
     monkeypatch.setattr(driver_lock, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)
+    monkeypatch.setattr(run_mirror, "LIST_SECONDS", 1000.0)
     monkeypatch.setattr(signs_of_life, "TRY_SECONDS", 1000.0)

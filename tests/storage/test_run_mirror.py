@@ -366,6 +366,36 @@ def test_a_worker_beside_its_driver_sends_nothing(
         send_file(one / "students/s")  # the driver has left
 
 
+def test_workers_elsewhere_are_seen_while_one_object_is_sent(
+    machine: Machine, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take longer than a trial may be without progress, which would be ended."""
+    one, upload, sent = write(machine("one") / "run"), Objects.upload, list[int | None]()
+    monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(run_mirror, "LIST_SECONDS", 0.01)
+    sign = one / "unfinished/kd/t1.sign"
+
+    def slow(objects: Objects, key: str, path: Path) -> str:
+        objects.write("run/unfinished/kd/t1.sign", b"1")
+        for _ in range(3000):
+            if sign_of(one, sign):
+                break
+            time.sleep(0.01)
+        sent.append(sign_of(one, sign))
+        return upload(objects, key, path)
+
+    with mirrored(one, say):
+        monkeypatch.setattr(Objects, "upload", slow)
+        write(one, students__a="w")
+        for _ in range(3000):  # the thread sends it
+            if sent:
+                break
+            time.sleep(0.01)
+        assert sent
+        assert sent[0]
+    assert Objects.open(uri).read("run/students/a") == b"w"
+
+
 def test_a_storage_that_is_a_folder_has_no_copy(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", journal_dot_log="1\n")
     with mirrored(folder, say):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from s3_server import CREDENTIALS, SECRET, s3_server
 from krscale.cluster.connect import SETTINGS
 from krscale.search.studies.retries import was_interrupted
 from krscale.storage.address import CACHE_VARIABLE
+from krscale.storage.objects import Objects
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -112,6 +114,7 @@ def test_a_search_whose_nodes_share_no_disk(apart: Apart, drill: Drill) -> None:
     drill.injected("a node taken away while its trial trains")
     drill.must_hold("every trial is complete once, and the interrupted one goes on elsewhere")
     drill.must_hold("another machine takes the finished run from the storage and trains nothing")
+    drill.must_hold("the run has one driver at a time, and none at the end")
     drill.must_hold("no credential is in a log, a record or an object")
     process = apart.search("one")
     try:
@@ -149,6 +152,10 @@ def test_a_search_whose_nodes_share_no_disk(apart: Apart, drill: Drill) -> None:
     assert len(_trials(three / "journal.log")) == len(trials)
     assert (three / "students").is_dir()
     drill.held("the journal goes on to the byte, without a trial more")
+
+    start = json.loads(Objects.open(STORAGE).read("apart/.driver.json") or b"")
+    assert (start["number"], start["ended"]) == (2, True)
+    drill.held("two drivers, one after the other, and the lock of the run is free")
 
     found = [path for path in apart.folder.rglob("*") if path.is_file() and _holds_secret(path)]
     assert not found

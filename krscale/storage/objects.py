@@ -303,7 +303,11 @@ def _talking(uri: str, doing: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (OSError, ValueError, ImportError, NotImplementedError, ArrowException) as error:
+    except Exception as error:
+        # Those that fsspec has pass on whatever the libraries below them raise.
+        expected = (OSError, ValueError, ImportError, NotImplementedError, ArrowException)
+        if not isinstance(error, expected) and uri.partition(":")[0] in _OF_PYARROW:
+            raise
         # Some file systems of fsspec are read-only: http, github, zip.
         unable = isinstance(error, NotImplementedError)
         why = "its file system cannot do that" if unable else _first_line(error)

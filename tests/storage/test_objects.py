@@ -322,6 +322,20 @@ def test_a_file_system_that_cannot_be_written_is_refused() -> None:
         probe("http://host/x")
 
 
+class LibraryError(Exception):
+    """As of a library that a file system of fsspec uses."""
+
+
+def test_what_libraries_below_fsspec_raise_is_an_error_of_the_storage() -> None:
+    with (
+        pytest.raises(StorageError, match="sftp://host/x: cannot write a: no key"),
+        _talking("sftp://host/x", "write a"),
+    ):
+        raise LibraryError("no key")
+    with pytest.raises(LibraryError), _talking("s3://bucket/x", "write a"):
+        raise LibraryError("a defect")
+
+
 def test_an_unknown_scheme_is_refused_without_a_connection() -> None:
     for storage in ("gs://bucket/x", "s3://bucket", "a/folder", "fsspec+memory://x"):
         check_scheme(storage)

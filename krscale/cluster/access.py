@@ -74,7 +74,7 @@ def check_answers(address: str, where: str) -> None:
         raise UserError(f"{where}: {address!r} is no address of a Ray cluster: {_DASHBOARD}.")
     try:
         found = address.removeprefix("ray://")
-        if found == address:
+        if found == address and not address.startswith(":"):  # Ray would print a traceback
             found = canonicalize_bootstrap_address(address) or ""
     except (ConnectionError, ValueError, OSError) as error:
         raise _no_cluster(address, where, first_line(error)) from None
@@ -83,7 +83,7 @@ def check_answers(address: str, where: str) -> None:
         raise _no_cluster(address, where, "an address is HOST:PORT, or 'auto' on the head's node")
     try:
         speaks_grpc = _greet(host.strip("[]"), int(port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for a name that is too long
         reason = f"{found}: {getattr(error, 'strerror', None) or error}"
         hint = f"; {_DASHBOARD}" if int(port) == _DASHBOARD_PORT else ""
         raise _no_cluster(address, where, reason + hint) from None

@@ -118,6 +118,7 @@ def test_short_and_other_answers(listener: socket.socket, answer: bytes) -> None
         ("127.0.0.1", "Invalid address format"),
         ("127.0.0.1:port", "an address is HOST:PORT"),
         ("127.0.0.1:99999", "99999"),
+        (f"{'x' * 64}:6379", "label too long"),
         ("http://127.0.0.1:8265", "jobs are submitted to the dashboard"),
         ("https://ray.example", "jobs are submitted to the dashboard"),
         ("ray://", "an address is HOST:PORT"),
@@ -125,6 +126,11 @@ def test_short_and_other_answers(listener: socket.socket, answer: bytes) -> None
 )
 def test_what_is_no_address(address: str, reason: str) -> None:
     assert reason in refusal(address)
+
+
+def test_an_address_without_a_host_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    assert "an address is HOST:PORT" in refusal(":6379")
+    assert not caplog.records, "Ray's own has a traceback"
 
 
 def test_auto_without_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

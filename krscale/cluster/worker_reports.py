@@ -115,8 +115,8 @@ class ReportReader(threading.Thread):
 
     Attributes:
         why_ended: Why this reader ended the latest workers, as a sentence; empty if it did not.
-        error: The first exception of `on_epoch`, which is then not called again. The code that
-            waits for the training raises it.
+        error: The first exception of `on_epoch`, which is then not called again, or else of this
+            thread, which it ended. The code that waits for the training raises it.
     """
 
     def __init__(
@@ -131,7 +131,13 @@ class ReportReader(threading.Thread):
         self._num_read = 0
 
     def run(self) -> None:
-        """Read messages until None arrives."""
+        """Read messages until None arrives; whatever ends the thread before is kept as `error`."""
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001 - nobody else would learn of it
+            self.error = self.error or error
+
+    def _read(self) -> None:
         while True:
             try:
                 message = self.queue.get(timeout=CHECK_SECONDS)

@@ -102,6 +102,22 @@ def test_what_goes_wrong_with_an_epoch_is_kept_and_the_reader_reads_on(watched: 
     assert watched.killed == ["worker 0"], "who hangs is still ended"
 
 
+def test_what_ends_the_reader_is_kept() -> None:
+    """Otherwise no further epoch is recorded, no stall is noticed, and the command succeeds."""
+    lost = RuntimeError("the queue is gone")
+
+    class Lost:
+        def get(self, timeout: float) -> None:
+            raise lost
+
+    queue: Any = Lost()
+    reader = ReportReader(queue, print, print, StallWatch(10.0))
+    reader.start()
+    reader.join(timeout=60)
+    assert not reader.is_alive()
+    assert reader.error is lost
+
+
 def test_before_its_first_step_a_worker_may_take_long(watched: Watched) -> None:
     """It builds the network and opens the data, and `stall_seconds` may be shorter than that."""
     watched.reader.take(StepReport(0, "worker 0", started=False))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 _SMALL = 1_000_000
 """Maximum size of buffers whose values are compared: writes to `.data` are not counted by torch."""
 
@@ -59,6 +62,27 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             kept.put_back()
 
 
+def copy_of(network: AnyModule) -> AnyModule:
+    """Return a deep copy of a network, also if its modules keep tensors with a gradient.
+
+    torch refuses to copy such tensors: weights that a hook computes (weight_norm of older torch
+    versions, pruning), and outputs that a module keeps. They are copied without their gradient.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> network.last = network(torch.ones(1))
+        >>> torch.equal(copy_of(network).last, network.last)
+        True
+    """
+    kept = [
+        value
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(network, {id(value): value.detach().clone() for value in kept})
+
+
 @dataclass(frozen=True)
 class _Kept:
     """A buffer of a module, its values, and its number of writes at that time."""
@@ -92,6 +116,22 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def num_writes(tensor: Tensor) -> int:
     """Return how often a tensor was written to; -1 if torch does not count it."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether one tensor is the other, or a view of the same memory.
+
+    Example:
+        >>> whole = torch.zeros(2, 3)
+        >>> share_memory(whole, whole.flatten()), share_memory(whole, whole.clone())
+        (True, False)
+    """
+    if one is other:
+        return True
+    if one.layout != torch.strided or other.layout != torch.strided:
+        return False  # sparse tensors have no storage
+    # Tensors on meta have no addresses, but storages.
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _can_be_kept(tensor: Tensor) -> bool:

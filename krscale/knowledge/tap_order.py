@@ -17,16 +17,20 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError
 from krscale.knowledge.hooks import hooked
-from krscale.knowledge.modes import left_as_it_was, num_writes
-from krscale.knowledge.taps import unwrapped
+from krscale.knowledge.layouts import readable_modules
+from krscale.knowledge.modes import left_as_it_was, num_writes, share_memory
+from krscale.knowledge.taps import tensor_in, unwrapped
+
+_MAKE_NEW = "Let a new tensor be made (x = x + ..., inplace=False), or name"
 
 
 def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, where: str) -> None:
     """Refuse taps that are not named in the order in which the network runs their blocks.
 
-    If a block runs several times, its last run counts, as the tap reads its last output. A block
-    must not write into the output of an earlier tap either: both would then be read with the same
-    values.
+    If a block runs several times, its last run counts, as the tap reads its last output. A tap
+    reads the values that are in a block's output when the whole network has run. So a later block
+    must not write into it: an activation in place that follows directly may, but neither another
+    tap nor anything that runs after a further layer.
 
     Args:
         model: The network, wrapped or not; on meta tensors nothing is computed.
@@ -36,7 +40,7 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
         where: Prefix of the error message that names the taps.
 
     Raises:
-        UserError: With two taps and the order of all; or with a block and what it writes into.
+        UserError: With two taps and the order of all; or with a block and what is written into.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -46,7 +50,7 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
         Traceback (most recent call last):
         krscale.errors.UserError: teacher.taps: tap '2' is named before '1', ... order: 1, 2.
     """
-    if len(paths) < 2:
+    if not paths:
         return
     ended = _run(unwrapped(model), paths, images)
     _check_written(ended, where)
@@ -60,37 +64,85 @@ def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, wh
         )
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """The output of a block, and its number of writes when the block ended."""
+def written_later(model: nn.Module, paths: Sequence[str], images: Tensor) -> set[str]:
+    """Return the blocks whose outputs are written into after later layers have run.
 
-    output: Any
+    Args:
+        model: The network, wrapped or not.
+        paths: Module paths of blocks in it.
+        images: `[B, C, H, W]`.
+    """
+    ended = _run(unwrapped(model), paths, images)
+    return {path for path, block in ended.items() if block is not None and block.is_written_later}
+
+
+@dataclass
+class _Ended:
+    """The output of a block that has ended.
+
+    Attributes:
+        tensor: The tensor that its tap reads.
+        num_writes: Its number of writes when the block ended.
+        until_next: The same when the next layer with weights had ended; None if there was none.
+    """
+
+    tensor: Tensor
     num_writes: int
+    until_next: int | None = None
+
+    @property
+    def is_written_later(self) -> bool:
+        """Whether it was written into after the next layer, so that more layers are read in it."""
+        return self.until_next not in (None, num_writes(self.tensor))
 
 
 @torch.no_grad()
-def _run(network: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, _Ended]:
-    """Return the outputs of the blocks, in the order in which the blocks ended."""
-    ended: dict[str, _Ended] = {}
-    hooks = [(network.get_submodule(path), partial(_move_to_end, ended, path)) for path in paths]
-    with hooked(hooks), left_as_it_was(network), torch.random.fork_rng(devices=[]):
+def _run(network: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, _Ended | None]:
+    """Return what the blocks gave, in the order in which they ended; None if it is no tensor."""
+    ended: dict[str, _Ended | None] = {}
+    layers = [module for _, module in readable_modules(network) if _has_weights(module)]
+    hooks = [(layer, partial(_end_layer, ended)) for layer in layers]
+    # After those of the layers, as a layer may be a tap itself.
+    blocks = [(network.get_submodule(path), partial(_end_block, ended, path)) for path in paths]
+    with hooked([*hooks, *blocks]), left_as_it_was(network), torch.random.fork_rng(devices=[]):
         network.eval()(images)
     return ended
 
 
-def _move_to_end(
-    ended: dict[str, _Ended], path: str, module: nn.Module, arguments: Any, output: Any
+def _has_weights(module: nn.Module) -> bool:
+    return any(weight is not None for weight in module._parameters.values())
+
+
+def _end_layer(
+    ended: Mapping[str, _Ended | None], module: nn.Module, arguments: Any, output: Any
+) -> None:
+    for block in ended.values():
+        if block is not None and block.until_next is None:
+            block.until_next = num_writes(block.tensor)
+
+
+def _end_block(
+    ended: dict[str, _Ended | None], path: str, module: nn.Module, arguments: Any, output: Any
 ) -> None:
     ended.pop(path, None)
-    ended[path] = _Ended(output, num_writes(output) if isinstance(output, Tensor) else 0)
+    tensor = tensor_in(output)
+    ended[path] = None if tensor is None else _Ended(tensor, num_writes(tensor))
 
 
-def _check_written(ended: Mapping[str, _Ended], where: str) -> None:
-    """Refuse a block that returns the tensor of another block after writing into it."""
-    for (path, first), (later, second) in combinations(ended.items(), 2):
-        if first.output is second.output and first.num_writes != second.num_writes:
+def _check_written(ended: Mapping[str, _Ended | None], where: str) -> None:
+    """Refuse blocks whose outputs have other values at the end than when they were given."""
+    read = {path: block for path, block in ended.items() if block is not None}
+    for (path, first), (later, second) in combinations(read.items(), 2):
+        if first.num_writes != second.num_writes and share_memory(first.tensor, second.tensor):
             raise UserError(
                 f"{where}: tap {later!r} gives the tensor that {path!r} gave, written into since "
-                "(x += ..., x.add_(...), inplace=True), so that both would be read as one. Let a "
-                "new tensor be made (x = x + ..., inplace=False), or name one of the two."
+                "(x += ..., x.add_(...), inplace=True), so that both would be read as one. "
+                f"{_MAKE_NEW} one of the two."
+            )
+    for path, block in read.items():
+        if block.is_written_later:
+            raise UserError(
+                f"{where}: tap {path!r}: what this block gives is written into after later layers "
+                "have run (x += ..., x.add_(...), inplace=True), so that what is read would be "
+                f"theirs as well. {_MAKE_NEW} another tap."
             )

@@ -24,7 +24,8 @@ from torch.nn.modules.conv import _ConvNd
 from krscale.errors import UserError
 from krscale.knowledge.hooks import hooked
 from krscale.knowledge.layouts import readable_modules
-from krscale.knowledge.modes import left_as_it_was
+from krscale.knowledge.modes import left_as_it_was, num_writes, share_memory
+from krscale.knowledge.tap_order import written_later
 from krscale.knowledge.taps import unwrapped
 
 MAX_TAPS = 16
@@ -116,7 +117,7 @@ class _Search:
         read: Extracts the logits from the network's output.
         logits: `[2, K]`.
         outputs: Outputs of the modules that may be taps, in the order in which they ended.
-        addresses: Memory addresses of these outputs.
+        seen: The same with what the modules gave, into which later ones may have written.
         witness: The module whose output must be exchanged; None for the logits.
         tested: Results of `is_passed_by_all` by module.
     """
@@ -126,7 +127,7 @@ class _Search:
     read: Callable[[Any], Tensor]
     logits: Tensor
     outputs: dict[str, Tensor]
-    addresses: dict[str, int]
+    seen: dict[str, _Seen]
     witness: str | None
     tested: dict[str, bool] = field(default_factory=dict)
 
@@ -135,17 +136,19 @@ class _Search:
         """Run the network once."""
         if len(images) < 2 or torch.equal(images[0], images[1]):
             raise UserError("taps are found with two images that differ; the loader gave no two.")
-        seen: list[tuple[str, Any, Any]] = []
+        seen: list[_Seen] = []
         modules = [(name, module) for name, module in readable_modules(network) if name]
         with hooked((module, _noting(seen, name)) for name, module in modules):
             logits = read(network(images))
-        times = Counter(name for name, _, _ in seen)
-        usable = [
-            (name, original, copy)
-            for name, original, copy in seen
-            if times[name] == 1 and _may_be_tap(copy, len(images), logits)
+        times = Counter(one.name for one in seen)
+        may_be = [
+            one
+            for one in seen
+            if times[one.name] == 1 and _may_be_tap(one.copy, len(images), logits)
         ]
-        differing = [name for name, _, copy in usable if not torch.equal(copy[0], copy[1])]
+        written = written_later(network, [one.name for one in may_be], images)
+        usable = [one for one in may_be if one.name not in written]
+        differing = [one.name for one in usable if not torch.equal(one.copy[0], one.copy[1])]
         alike = torch.equal(logits[0], logits[1])
         if alike and not differing:
             raise UserError("the network gives two different images the same outputs.")
@@ -154,8 +157,8 @@ class _Search:
             images,
             read,
             logits,
-            {name: copy for name, _, copy in usable},
-            {name: original.data_ptr() for name, original, _ in usable},
+            {one.name: one.copy for one in usable},
+            {one.name: one for one in usable},
             differing[-1] if alike else None,
         )
 
@@ -213,14 +216,14 @@ class _Search:
     def _run_exchanging(self, name: str) -> Tensor:
         """Return the output of the witness when the two outputs of a block are exchanged."""
         exchanged = self.outputs[name].flip(0)
-        seen: list[tuple[str, Any, Any]] = []
+        seen: list[_Seen] = []
         modules = dict(self.network.named_modules())
         hooks = [(modules[name], _giving(exchanged))]
         if self.witness is not None:
             hooks.append((modules[self.witness], _noting(seen, "")))
         with hooked(hooks):
             logits = self.read(self.network(self.images))
-        return seen[0][2] if seen else logits
+        return seen[0].copy if seen else logits
 
     def distinct(self, names: list[str]) -> list[str]:
         """Return taps in depth order: without duplicate outputs, and maps only if there are any."""
@@ -236,21 +239,31 @@ class _Search:
     def _are_one(self, first: str, second: str) -> bool:
         # Equal values are not enough: a new residual block may return its input.
         same = _same(self.outputs[first], self.outputs[second])
-        return same and self.addresses[first] == self.addresses[second]
+        one, other = self.seen[first].original, self.seen[second].original
+        return same and one.data_ptr() == other.data_ptr() and not self._overwrites(second, first)
 
     def _overwrites(self, later: str, first: str) -> bool:
         """Return whether a block wrote into another's output, so that both would be read alike."""
-        one, other = self.outputs[later], self.outputs[first]
-        alike = (one.shape, one.stride()) == (other.shape, other.stride())
-        in_place = self.addresses[later] == self.addresses[first]
-        return alike and in_place and not torch.equal(one, other)
+        one, other = self.seen[first], self.seen[later]
+        written = one.num_writes != other.num_writes
+        return written and share_memory(one.original, other.original)
 
 
-def _noting(seen: list[tuple[str, Any, Any]], name: str) -> Callable[..., None]:
+@dataclass(frozen=True)
+class _Seen:
+    """What a module gave, None if no tensor; and a copy, as the next layer may work in place."""
+
+    name: str
+    original: Any
+    copy: Any
+    num_writes: int
+
+
+def _noting(seen: list[_Seen], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
         given = _single(output)
-        # A copy, as the next layer may work in place. Keeping the original reserves its address.
-        seen.append((name, given, None if given is None else given.clone()))
+        kept = (None, 0) if given is None else (given.clone(), num_writes(given))
+        seen.append(_Seen(name, given, *kept))
 
     return hook
 

@@ -322,15 +322,20 @@ def _check_gradients(
             )
 
 
-def _tensor(outputs: dict[str, Any], path: str) -> Tensor:
-    output = outputs.get(path)
+def tensor_in(output: Any) -> Tensor | None:
+    """Return the tensor that a tap reads of what its block returned; None if there is none."""
     if isinstance(output, tuple | list):  # e.g. the encoder layers of transformers
         tensors = [item for item in output if isinstance(item, Tensor)]
         output = tensors[0] if len(tensors) == 1 else output
     if isinstance(output, Mapping):
         output = output.get("last_hidden_state", output)
-    if isinstance(output, Tensor):
-        return output
+    return output if isinstance(output, Tensor) else None
+
+
+def _tensor(outputs: dict[str, Any], path: str) -> Tensor:
+    output = outputs.get(path)
+    if (found := tensor_in(output)) is not None:
+        return found
     if path not in outputs:
         raise UserError(f"tap {path!r}: this block did not run; tap one that every image crosses.")
     raise UserError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from krscale.knowledge.modes import left_as_it_was
+from krscale.knowledge.modes import copy_of, left_as_it_was
 
 
 class Adapted(nn.Module):
@@ -122,3 +122,30 @@ def test_a_module_without_a_switch_of_its_own() -> None:
     with left_as_it_was(network):
         network.training = False
     assert network.training
+
+
+class Keeping(nn.Module):
+    """Keeps its last output, with its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(2, 2), torch.zeros(1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.last = self.layer(values)
+        return self.last
+
+
+def test_a_network_is_copied_with_weights_that_a_hook_computes() -> None:
+    pruned, keeping = nn.Linear(2, 2), Keeping()
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    network, values = nn.Sequential(pruned, keeping), torch.ones(1, 2)
+    network(values)
+    copied = copy_of(network)
+    assert torch.equal(copied(values), network(values))
+    with torch.no_grad():
+        pruned.weight_orig.add_(1.0)  # type: ignore[operator]
+    assert not torch.equal(copied(values), network(values)), "the copy has weights of its own"
+    copied(values).sum().backward()
+    assert copied[0].weight_orig.grad is not None
+    assert pruned.weight_orig.grad is None

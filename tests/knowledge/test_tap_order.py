@@ -131,6 +131,84 @@ def test_blocks_that_write_into_one_tensor_are_no_two_taps(device: str) -> None:
     between = nn.Sequential(stem, activation, nn.Dropout()).to(device)  # dropout returns its input
     with pytest.raises(UserError, match=r"tap '2' gives the tensor that '0' gave.*inplace=True"):
         check_depth_order(between, ("0", "2"), images, "teacher")
-    check_depth_order(network, ("2", "4"), images, "teacher")
+    check_depth_order(network, ("2", "5"), images, "teacher")
+    with pytest.raises(UserError, match=r"tap .4. gives the tensor that .2. gave"):  # flat
+        check_depth_order(network, ("2", "4"), images, "teacher")
     unchanged = nn.Sequential(stem, nn.Identity(), nn.Sequential(nn.Identity())).to(device)
     check_depth_order(unchanged, ("0", "1", "2"), images, "teacher")
+
+
+class Form(nn.Module):
+    """Gives the tensor that it is given in another form, after writing into it or as it is."""
+
+    def __init__(self, form: str, write: bool) -> None:
+        super().__init__()
+        self.form, self.write = form, write
+
+    def forward(self, x: Tensor) -> object:
+        x = x.mul_(2.0) if self.write else x
+        view = x.flatten(2).transpose(1, 2)
+        return {
+            "view": view,
+            "tuple": (x, None),
+            "list": [x],
+            "mapping": {"last_hidden_state": view},
+        }[self.form]
+
+
+class Formed(nn.Module):
+    """A convolution, what gives it in another form, and a classifier of it."""
+
+    def __init__(self, form: str, write: bool) -> None:
+        super().__init__()
+        self.stem, self.form = nn.Conv2d(1, 3, 3, padding=1), Form(form, write)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        given = self.form(self.stem(images))
+        found = given["last_hidden_state"] if isinstance(given, dict) else given
+        found = found[0] if isinstance(found, tuple | list) else found
+        tokens = found.flatten(2).transpose(1, 2) if found.ndim == 4 else found
+        logits: Tensor = self.head(tokens.mean(dim=1))
+        return logits
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("form", ["view", "tuple", "list", "mapping"])
+def test_a_tensor_is_the_same_in_another_form(form: str, device: str) -> None:
+    images = IMAGES.to(device)
+    check_depth_order(Formed(form, False).to(device), ("stem", "form"), images, "student")
+    with pytest.raises(UserError, match=r"student: tap 'form' gives the tensor that 'stem' gave"):
+        check_depth_order(Formed(form, True).to(device), ("stem", "form"), images, "student")
+    check_depth_order(Formed(form, True).to(device), ("form",), images, "student")
+
+
+class Later(nn.Module):
+    """A network without any module for what it does in place: an activation, or a sum."""
+
+    def __init__(self, form: str, sums: bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), Form(form, False))
+        self.deeper, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.sums = sums
+
+    def forward(self, images: Tensor) -> Tensor:
+        given = self.stem(images)
+        found = given["last_hidden_state"] if isinstance(given, dict) else given
+        found = found[0].flatten(2).transpose(1, 2) if isinstance(found, tuple | list) else found
+        if self.sums:
+            found += self.deeper(found.relu())
+        else:
+            found = self.deeper(found.relu_())
+        logits: Tensor = self.head(found.mean(dim=1))
+        return logits
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("form", ["view", "tuple", "list", "mapping"])
+def test_what_a_deeper_layer_adds_to_a_tap_is_not_read_there(form: str, device: str) -> None:
+    """Only an activation that follows directly may be in place: the tap stays at its depth."""
+    images = IMAGES.to(device)
+    check_depth_order(Later(form, sums=False).to(device), ("stem",), images, "teacher")
+    with pytest.raises(UserError, match=r"^teacher: tap 'stem': what this block gives is written"):
+        check_depth_order(Later(form, sums=True).to(device), ("stem",), images, "teacher")

@@ -170,6 +170,38 @@ def test_of_blocks_that_write_into_one_tensor_the_last_is_found(images: Tensor) 
         torch.testing.assert_close(found(images).features[0], network.first(images))
 
 
+class ToTokens(nn.Module):
+    """Writes into the map that it is given, and gives a view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x).flatten(2).transpose(1, 2)
+
+
+class OfTokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), ToTokens()
+        self.third, self.fc = nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.third(self.second(self.first(x))).mean(dim=1))
+        return logits
+
+
+def test_a_map_of_which_a_later_block_gives_a_view_is_found_there(images: Tensor) -> None:
+    torch.manual_seed(0)
+    network = OfTokens()
+    found = tapped(network, images)
+    assert found.paths == ("second", "third")
+    with torch.no_grad():
+        tokens = network.second(network.first(images))
+        torch.testing.assert_close(found(images).features[0], tokens)
+
+
 @pytest.mark.parametrize("num_taps", [1, 2, 3, 4, 12])
 def test_stages_of_one_shape_rise_to_the_classifier(num_taps: int) -> None:
     found = FoundTaps(tuple(map(str, range(num_taps))), ((4, 2),) * num_taps)

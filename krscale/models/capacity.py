@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import warnings
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from krscale.errors import UserError
-from krscale.knowledge.modes import left_as_it_was
+from krscale.knowledge.modes import copy_of, left_as_it_was
 
 MAX_WIDTH = 1 << 16
 """Larger widths are not tried: no network of the zoo is that large."""
@@ -65,11 +64,11 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
-        return _count(copy.deepcopy(model).to("meta"), input_shape, torch.device("meta"))
+        return _count(copy_of(model).to("meta"), input_shape, torch.device("meta"))
     except Exception:
         if own.type == "meta":
             raise
-    return _count(copy.deepcopy(model), input_shape, own)
+    return _count(copy_of(model), input_shape, own)
 
 
 def _count(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> int:

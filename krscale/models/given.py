@@ -7,7 +7,6 @@ file.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from krscale.errors import UserError
+from krscale.knowledge.modes import copy_of
 from krscale.models.outputs import refuse_programs, unwrap_all
 
 KIND = "object"
@@ -39,7 +39,7 @@ class Copies:
     def __init__(self, network: nn.Module, where: str) -> None:
         refuse_programs(network, where)
         try:
-            self.network = unwrap_all(copy.deepcopy(network)).cpu().eval()
+            self.network = unwrap_all(copy_of(network)).cpu().eval()
         except Exception as error:
             raise UserError(
                 f"{where}: this {type(network).__name__} cannot be copied "
@@ -50,7 +50,7 @@ class Copies:
 
     def __call__(self) -> nn.Module:
         """Return another copy."""
-        return copy.deepcopy(self.network)
+        return copy_of(self.network)
 
 
 @contextmanager

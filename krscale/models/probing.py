@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krscale.errors import UserError
-from krscale.knowledge.modes import left_as_it_was
+from krscale.knowledge.modes import copy_of, left_as_it_was
 from krscale.knowledge.tap_search import evaluating
 from krscale.models.foreign import located
 from krscale.models.outputs import LogitsReader, check_steady, refuse_bounded, refuse_probabilities
@@ -150,7 +149,7 @@ def _ramp(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
 def _run(model: nn.Module, image_shape: Sequence[int], training: bool = False) -> Any:
     """Return the output for a ramp of pixels; change neither the network nor the random state."""
     images = _ramp(model, image_shape)
-    running = model if images.is_meta or not training else copy.deepcopy(model)
+    running = model if images.is_meta or not training else copy_of(model)
     with left_as_it_was(running), torch.no_grad(), torch.random.fork_rng(devices=[]):
         running.train(training)
         return running(images)

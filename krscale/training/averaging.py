@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from krscale.knowledge.modes import copy_of
 
 
 class AveragedStudent:
@@ -24,7 +25,7 @@ class AveragedStudent:
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(student).requires_grad_(False)
+        self.model = copy_of(student).requires_grad_(False)
         self.decay, self.num_updates = decay, 0
         state = self.model.state_dict()
         self.averaged = {

@@ -2,6 +2,7 @@ import pytest
 import torch
 from odd_networks import Net
 from torch import nn
+from torch.nn.utils import prune
 
 from krscale.errors import UserError
 from krscale.models.capacity import count_flops, nearest_width, num_parameters, sizes_by_width
@@ -48,6 +49,15 @@ def test_networks_that_do_not_are_refused(form, key, message):
     model = build(form, key)()
     with pytest.raises(UserError, match=message):
         check_network(model, 5, SHAPE, "student")
+
+
+def test_networks_whose_weights_a_hook_computes_pass():
+    model = Net(5)
+    layer = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    prune.l1_unstructured(layer, "weight", 0.5)
+    check_network(model, 5, SHAPE, "student")
+    expected = count_flops(Net(5), SHAPE)
+    assert count_flops(model, SHAPE) == expected
 
 
 def test_checking_changes_nothing():

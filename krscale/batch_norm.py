@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -46,12 +47,25 @@ def _converted(model: AnyModule, workers: Workers, known: dict[nn.Module, nn.Mod
     """Convert norms; `known` maps each to its replacement, as one may have several names."""
     if isinstance(model, _BatchNorm) and not isinstance(model, SharedBatchNorm):
         if model not in known:
-            known[model] = SharedBatchNorm(model, workers)
+            kind: Any = type(model)
+            known[model] = _shared_class(kind)(model, workers)
         return known[model]  # type: ignore[return-value]
     for name, child in list(model._modules.items()):
         if child is not None:
             setattr(model, name, _converted(child, workers, known))
     return model
+
+
+@cache
+def _shared_class(kind: type[_BatchNorm]) -> type[SharedBatchNorm]:
+    """Return a class of shared norms that are of the replaced norm's class as well.
+
+    Networks ask for that class, e.g. to keep such norms in eval mode, or the class has a `train`
+    of its own that does so.
+    """
+    if issubclass(kind, nn.SyncBatchNorm):  # torch refuses those on the CPU
+        return SharedBatchNorm
+    return cast(type[SharedBatchNorm], type(f"Shared{kind.__name__}", (SharedBatchNorm, kind), {}))
 
 
 def check_batch_norm(
@@ -143,38 +157,25 @@ def explain_single_values(num_images: int, global_size: int) -> Iterator[None]:
 class SharedBatchNorm(_BatchNorm):
     """Batch norm over the samples of all workers, some of which may have no samples.
 
-    If the replaced norm has a class of its own that runs further modules on its output, e.g. an
-    activation, these are run here as well, under their names.
+    Everything that the replaced norm has is taken over: parameters, buffers, modules, hooks and
+    plain attributes. If its class is of the user's own and runs further modules on its output, e.g.
+    an activation, these are run here as well.
 
     With a single value per channel over all workers the variance is 0, where `nn.BatchNorm1d`
     raises an error. Detecting it here would make every step synchronise; `check_batch_norm` refuses
     it before the first step.
 
     Args:
-        norm: The batch norm to replace; its parameters and buffers are taken over.
+        norm: The batch norm to replace.
         workers: The workers, which must all run every forward and backward together.
     """
 
+    workers: Workers
+    _after: tuple[str, ...]
+
     def __init__(self, norm: _BatchNorm, workers: Workers) -> None:
-        super().__init__(
-            norm.num_features,
-            norm.eps,
-            norm.momentum,
-            affine=False,
-            track_running_stats=norm.track_running_stats,
-        )
-        self.affine = norm.affine
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-        self.workers = workers
-        self._after = modules_after(norm) or ()
-        # Everything the norm has, even if unused, so that the names in the state dict stay.
-        self._parameters.update(norm._parameters)
-        self._buffers.update(norm._buffers)
-        self._modules.update(norm._modules)
-        self._non_persistent_buffers_set |= norm._non_persistent_buffers_set
-        self.train(norm.training)
+        # Not `super().__init__`: a class of the user's own may take other arguments.
+        self.__dict__.update(norm.__dict__, workers=workers, _after=modules_after(norm) or ())
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2 or input.shape[1] != self.num_features:
@@ -185,7 +186,7 @@ class SharedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `[B, C, ...]` with the statistics of all workers, or the running ones."""
         is_running = not self.training and self.running_mean is not None
-        output = super().forward(input) if is_running else self._over_all(input)
+        output = _BatchNorm.forward(self, input) if is_running else self._over_all(input)
         for name in self._after:
             output = cast(nn.Module, self._modules[name])(output)
         return output
@@ -195,7 +196,7 @@ class SharedBatchNorm(_BatchNorm):
         output, count, mean, variance = _NormOfAll.apply(  # type: ignore[no-untyped-call]
             input.float(), self.weight, self.bias, self.eps, self.workers
         )
-        if self.training and self.running_mean is not None:
+        if self.training and self.track_running_stats and self.running_mean is not None:
             self._update_running(count, mean, variance)
         normed: Tensor = output.to(input.dtype)
         return normed

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from krscale import batch_norm
 from krscale.batch_norm import SharedBatchNorm, convert_batch_norm
@@ -207,3 +208,58 @@ def test_a_shared_norm_takes_an_activation_in_place(one_worker: Workers) -> None
     output.sum().backward()
     assert output.min() == 0.0
     assert given.grad is not None
+
+
+class Frozen(nn.BatchNorm2d):
+    """Always normalises with its running statistics."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+
+class KeepsNorms(nn.Sequential):
+    """Keeps its batch norms in eval mode, which it knows by their class."""
+
+    def train(self, mode: bool = True) -> KeepsNorms:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+@pytest.mark.parametrize(
+    "network",
+    [nn.Sequential(nn.Conv2d(1, 3, 3), Frozen(3)), KeepsNorms(nn.Conv2d(1, 3, 3), InFp32(3))],
+)
+def test_norms_that_a_network_keeps_in_eval_mode_stay_there(network: nn.Module) -> None:
+    """Trained, they would give another student over several workers than on one."""
+    shared = convert_batch_norm(copy.deepcopy(network), Workers(0, 2)).train()
+    images = torch.randn(4, 1, 6, 6) + 3.0
+    norm = shared.get_submodule("1")
+    assert isinstance(norm, SharedBatchNorm)
+    assert not norm.training
+    torch.testing.assert_close(shared(images), network.train()(images))
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+
+
+def test_what_is_hooked_to_a_norm_stays(one_worker: Workers) -> None:
+    norm, seen = nn.BatchNorm2d(3), []
+    norm.register_forward_hook(lambda *_: seen.append(1))
+    prune.random_unstructured(norm, "weight", 0.4)  # its weight is computed before every forward
+    images = torch.randn(4, 3, 5, 5)
+    expected = norm(images)
+    shared = SharedBatchNorm(norm, one_worker)
+    assert list(shared.state_dict()) == list(norm.state_dict())
+    torch.testing.assert_close(shared(images), expected, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2
+
+
+def test_statistics_that_are_not_tracked_stay(one_worker: Workers) -> None:
+    norm = nn.BatchNorm2d(3)
+    norm.track_running_stats = False  # torch then normalises with the batch, and updates nothing
+    images = torch.randn(4, 3, 5, 5) + 3.0
+    shared = SharedBatchNorm(copy.deepcopy(norm), one_worker)
+    torch.testing.assert_close(shared(images), norm(images), rtol=1e-4, atol=1e-5)
+    assert torch.equal(shared.running_mean, norm.running_mean)
+    assert torch.equal(shared.running_mean, torch.zeros(3))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from krscale.errors import UserError, unknown_name
+from krscale.errors import UserError, first_line, unknown_name
 from krscale.export.card import StudentCard
 from krscale.models.preprocessing import PIXEL_RANGES
 from krscale.models.resizing import resize_weights
@@ -62,7 +62,7 @@ class PreparedStudent(nn.Module):
             self.register_buffer("columns", columns)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images `[B, C, H, W]` in 0..1 to logits `[B, K]`."""
+        """Map images `[B, C, H, W]` in 0..1 to logits `[B, K]`, in fp32."""
         if self.unit != 1.0:
             images = images * self.unit
         if self.is_bgr:
@@ -70,7 +70,7 @@ class PreparedStudent(nn.Module):
         if self.is_scaled:
             images = self.rows @ images @ self.columns
         logits: Tensor = self.student((images - self.mean) / self.std)
-        return logits
+        return logits if logits.dtype == torch.float32 else logits.float()
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,13 @@ def _write_onnx(student: nn.Module, card: StudentCard, path: Path) -> None:
         program.model.metadata_props[_METADATA] = json.dumps(card.content())
         program.save(path, external_data=False)
     onnx = importlib.import_module("onnx")
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # of two packages
+        raise UserError(
+            f"onnx: opset {OPSET} cannot express this network ({first_line(error)[:300]}). It has "
+            "no convolutions in bfloat16. Leave this format out: --format safetensors,pt2."
+        ) from error
 
 
 FORMATS: Mapping[str, Format] = {

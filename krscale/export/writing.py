@@ -32,8 +32,11 @@ NUM_COMPARED = 512
 """Validation images on which every file is compared with the original."""
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit (at least of 1)."""
+ROUNDINGS = 4
+"""The same for a student that computes in bf16 or fp16, in roundings of that type."""
 ACCURACY_TOLERANCE = 1e-3
-"""Share of the test images whose class may change where two logits are equal up to rounding."""
+"""Share of the test images whose class may change; all may whose logits differ by less than is
+allowed."""
 PIXEL_TOLERANCE = 3 / 255
 """Largest difference of a pixel that is read from its file again: decoders round differently."""
 PREDICT, PREDICT_FILE = "predict", "predict.py"
@@ -103,8 +106,11 @@ def export_student(
             FORMATS[name].write(student, card, temporary / FORMATS[name].file)
         script = Path(__file__).with_name(PREDICT_FILE).read_bytes()
         (temporary / PREDICT_FILE).write_bytes(script)
-        found = _check_in_fresh_process(student, card, dataset, temporary, formats, raw)
-        files = tuple(_proven(temporary, name, found[name], card) for name in found)
+        logits = _reference(student, dataset)
+        allowed = allowed_difference(student, logits)
+        reference = {"logits": logits.float().contiguous(), "allowed": torch.tensor(allowed)}
+        found = _check_in_fresh_process(reference, card, dataset, temporary, formats, raw)
+        files = tuple(_proven(temporary, name, found[name], card, allowed) for name in found)
         content = card.content() | {"files": [asdict(file) for file in files]}
         digest = hashlib.sha256(script).hexdigest()
         content["script"] = {"file": PREDICT_FILE, "num_bytes": len(script), "sha256": digest}
@@ -174,11 +180,24 @@ def _reference(student: nn.Module, dataset: Dataset) -> Tensor:
     preprocessing = preprocessing_of_network(student)
     pixels = torch.tensor(dataset.split("val").images[:NUM_COMPARED])
     logits: Tensor = student(preprocessing.apply(pixels, dataset.mean, dataset.std))
-    return logits.float()
+    return logits
+
+
+def allowed_difference(student: nn.Module, logits: Tensor) -> float:
+    """Return how far the logits of an exported file may be from those of the student.
+
+    Args:
+        student: The student.
+        logits: Logits that it gave, in its own type.
+    """
+    kinds = {logits.dtype, *(weight.dtype for weight in student.parameters())}
+    coarsest = max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+    largest = max(1.0, float(logits.abs().max()))
+    return max(TOLERANCE, ROUNDINGS * coarsest) * largest
 
 
 def _check_in_fresh_process(
-    student: nn.Module,
+    original: dict[str, Tensor],
     card: StudentCard,
     dataset: Dataset,
     folder: Path,
@@ -188,7 +207,7 @@ def _check_in_fresh_process(
     """Return what `krscale.export.checking` measures on the files of `folder`, by format."""
     with tempfile.TemporaryDirectory(prefix="krscale-export-") as scratch:
         reference = Path(scratch) / "reference.safetensors"
-        save_file({"logits": _reference(student, dataset).contiguous()}, reference)
+        save_file(original, reference)
         files = Path(scratch) / "raw.json"
         write_json(files, asdict(raw) if raw else {})
         command = [sys.executable, "-m", "krscale.export.checking", str(folder), str(dataset.path)]
@@ -209,9 +228,10 @@ def _check_in_fresh_process(
     return found
 
 
-def _proven(folder: Path, name: str, found: dict[str, Any], card: StudentCard) -> ExportedFile:
+def _proven(
+    folder: Path, name: str, found: dict[str, Any], card: StudentCard, allowed: float
+) -> ExportedFile:
     """Return the file with its measurements, or raise if they differ from the original's."""
-    allowed = TOLERANCE * max(1.0, found["largest_logit"])
     difference, accuracy = found["max_difference"], found["test_accuracy"]
     if name == PREDICT and difference > PIXEL_TOLERANCE:
         raise UserError(
@@ -224,7 +244,8 @@ def _proven(folder: Path, name: str, found: dict[str, Any], card: StudentCard) -
             f"{name}: the export's logits differ from the original's by up to {difference:.2g}, "
             f"more than {allowed:.2g}. Does the network's forward depend on values or batch size?"
         )
-    if not abs(accuracy - card.test_accuracy) <= ACCURACY_TOLERANCE:
+    undecided = max(ACCURACY_TOLERANCE, found["undecided"])
+    if not abs(accuracy - card.test_accuracy) <= undecided:
         raise UserError(
             f"{name}: the export reaches {accuracy:.4f} on test, the run's table has "
             f"{card.test_accuracy:.4f}. Were data or weights changed since?"

@@ -32,6 +32,7 @@ from krscale.export import (
     open_student,
 )
 from krscale.export.card import check_exported
+from krscale.export.writing import allowed_difference
 from krscale.files import write_json
 from krscale.report import read_curve
 from krscale.runs.experiment_file import read_experiment
@@ -244,9 +245,9 @@ def test_other_logits_than_the_original_are_refused(original, tmp_path, monkeypa
 
 def test_difference_that_is_not_a_number_is_refused(original, tmp_path) -> None:
     _, card, _ = original
-    found = {"max_difference": float("nan"), "largest_logit": 1.0, "test_accuracy": 0.5}
+    found = {"max_difference": float("nan"), "test_accuracy": 0.5, "undecided": 0.0}
     with pytest.raises(UserError, match="differ from the original's by up to nan"):
-        writing._proven(tmp_path, "pt2", found, card)
+        writing._proven(tmp_path, "pt2", found, card, 1e-4)
 
 
 def test_missing_package_names_the_extra(monkeypatch) -> None:
@@ -302,3 +303,59 @@ def test_images_of_another_data_set_are_refused(original, tmp_path) -> None:
     other = replace(open_data(dataset.path), classes=tuple("abcdefghij"))
     with pytest.raises(UserError, match="not those of the student"):
         export_student(student, card, other, tmp_path / "out", ["safetensors"])
+
+
+class InFewerDigits(nn.Module):
+    """A student that computes in fp16 or bf16."""
+
+    def __init__(self, student: nn.Module, kind: torch.dtype) -> None:
+        super().__init__()
+        self.student, self.kind = copy.deepcopy(student).to(kind), kind
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.student(images.to(self.kind))
+
+
+def of_fewer_digits(original, kind: torch.dtype) -> tuple[nn.Module, StudentCard, Dataset]:
+    student, card, dataset = original
+    rounded = InFewerDigits(student, kind).eval()
+    test = dataset.split("test")
+    with torch.no_grad():
+        answers = rounded(card.prepare(torch.tensor(test.images))).argmax(dim=1).numpy()
+    accuracy = {"val": None, "test": float((answers == test.labels).mean())}
+    return rounded, replace(card, accuracy=accuracy), dataset
+
+
+@pytest.mark.usefixtures("checked_here")
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_student_of_fewer_digits_gives_logits_in_fp32(kind, original, tmp_path) -> None:
+    student, card, dataset = of_fewer_digits(original, kind)
+    formats = ["pt2"] if kind == torch.bfloat16 else ["pt2", "onnx"]
+    files = export_student(student, card, dataset, tmp_path / "out", formats)
+    # Two logits of an image may be equal up to rounding.
+    accuracies = [file.test_accuracy for file in files]
+    assert accuracies == pytest.approx([card.test_accuracy] * len(files), abs=0.02)
+    graph = torch.export.load(tmp_path / "out/student.pt2").module()
+    images = torch.tensor(dataset.split("val").images[:3]) / 255
+    assert graph(images).dtype == torch.float32
+    if "onnx" in formats:
+        path = str(tmp_path / "out/student.onnx")
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert session.run(None, {"images": images.numpy()})[0].dtype == np.float32
+
+
+def test_the_tolerance_is_that_of_the_fewest_digits(original) -> None:
+    student, _, _ = original
+    logits = torch.tensor([[0.0, 5.0], [-20.0, 5.0]])
+    coarse = InFewerDigits(student, torch.bfloat16)
+    assert allowed_difference(student, logits) == pytest.approx(20 * 1e-4)
+    assert allowed_difference(student, logits / 100) == pytest.approx(1e-4)
+    assert allowed_difference(coarse, logits) == pytest.approx(20 * 4 * 2**-7)
+    assert allowed_difference(student, logits.half()) == pytest.approx(20 * 4 * 2**-10)
+
+
+def test_what_onnx_cannot_express_is_explained(original, tmp_path) -> None:
+    student, card, dataset = of_fewer_digits(original, torch.bfloat16)
+    with pytest.raises(UserError, match=r"^onnx: opset 18 cannot.*bfloat16\. Leave this"):
+        export_student(student, card, dataset, tmp_path / "out", ["onnx"])
+    assert list(tmp_path.iterdir()) == []

@@ -57,6 +57,8 @@ def read_items(part: Any, where: str, normalisation: Normalisation | None) -> It
     labels: list[Any] = []
     for entry in _entries(part, where):
         image, label = _pair(entry, where)
+        if _is_batch(label) and not len(label) and not len(image):
+            continue
         found = to_pixels(image, where, normalisation)
         is_batch = _is_batch(label) and not _is_one_image(found.values, label)
         if is_batch and len(found.values) != len(label):

@@ -66,10 +66,12 @@ NAMES = {
 }
 FLOATS = TensorDataset(PIXELS / 255, LABELS)
 TABLES = [{"image": image, "label": label} for image, label in zip(PIXELS, LABELS, strict=True)]
+OF_PIXELS = list(zip(PIXELS.split(7), LABELS.split(7), strict=True))
 SAME = {
     "arrays": (PIXELS, LABELS),
     "numpy, channels last": (PIXELS.permute(0, 2, 3, 1).numpy(), LABELS.numpy()),
     "whole numbers": (PIXELS.int(), LABELS[:, None]),
+    "a batch of no image": [*OF_PIXELS, (PIXELS[:0], LABELS[:0])],
     "floats": FLOATS,
     "half": TensorDataset((PIXELS / 255).half(), LABELS),
     "loader": DataLoader(FLOATS, batch_size=8),
@@ -187,6 +189,7 @@ WRONG = (PIXELS / 255 - 0.5) / 0.1
         ([[PIXELS, LABELS]] * 3, None, "or train and val and test: give {'train'"),
         ([[(PIXELS, LABELS), (PIXELS / 255, LABELS)], FLOATS], None, "some images are floats"),
         ({"train": [(Image.new("RGBA", (4, 4)), 0)]}, None, "mode RGBA; convert them"),
+        ({"train": [(Image.new("I;16", (4, 4)), 0)]}, None, "mode I;16; give them as floats in 0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(data: Any, normalisation: Any, said: str, tmp_path: Path) -> None:

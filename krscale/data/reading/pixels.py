@@ -123,7 +123,10 @@ def _array(images: Any, where: str) -> tuple[Array, bool]:
     if hasattr(images, "getbands"):  # a Pillow image; Pillow need not be installed
         images = images.convert({"1": "L", "P": "RGB"}.get(images.mode, images.mode))
         if images.mode not in ("L", "RGB"):
-            raise UserError(f"{where}: images of Pillow's mode {images.mode}; convert them to RGB.")
+            # Of these, `convert` cuts values above 255 instead of scaling them.
+            deep = "give them as floats in 0..1, e.g. numpy.asarray(image) / 65535 of 16 bits"
+            advice = deep if images.mode[0] in "IF" else "convert them to RGB"
+            raise UserError(f"{where}: images of Pillow's mode {images.mode}; {advice}.")
         array: Array = np.asarray(images)
         return (array if array.ndim == 2 else np.moveaxis(array, 2, 0)), True
     if isinstance(images, np.ndarray):

@@ -8,6 +8,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from krscale.data.reading.own_files import (
 )
 from krscale.data.reading.unpacking import refuse_bomb
 from krscale.data.source import Description, Report, SourceData, SplitName
-from krscale.errors import UserError
+from krscale.errors import UserError, utf8_text
 from krscale.foreign import parsing, read_bounded, regular
 
 _SPLITS: Mapping[str, SplitName] = {**OTHER_NAMES, "t10k": "test"}
@@ -61,7 +62,8 @@ class Idx:
         self.config = config
         self.path = existing_path(config, WANTED)
         self.files = _find(self.path)
-        _refuse_unread(self.files, str(self.path))
+        self.passed = _passed_over(self.files)
+        refuse_unread(self.passed, self.files, str(self.path))
         self.mapping = _mapping(self.files["train"][0])
 
     @property
@@ -88,7 +90,11 @@ class Idx:
         for number, (split, (images, labels)) in enumerate(self.files.items(), start=1):
             found[split] = Arrays(_read(images, 3), _read(labels, 1), str(images), names)
             report(number, len(self.files))
-        return source_data(found, self.config, str(self.path))
+        data = source_data(found, self.config, str(self.path))
+        listed = ", ".join(map(utf8_text, list(self.passed)[:10]))
+        listed += ", ..." if len(self.passed) > 10 else ""
+        notes = (f"{self.path}: files that were passed over: {listed}.",) if self.passed else ()
+        return replace(data, notes=(*notes, *data.notes))
 
 
 def _find(path: Path) -> dict[SplitName, tuple[Path, Path]]:
@@ -155,8 +161,8 @@ def _pairs(path: Path, files: Mapping[tuple[str, str], Path]) -> dict[SplitName,
     return {split: (files[word, "images"], files[word, "labels"]) for word, split in splits.items()}
 
 
-def _refuse_unread(files: Mapping[SplitName, tuple[Path, Path]], where: str) -> None:
-    """Refuse files of a split that are named by a word that is not read: `dev-images-...`."""
+def _passed_over(files: Mapping[SplitName, tuple[Path, Path]]) -> dict[str, str]:
+    """Return the files whose word for the split is not read, with that word: `extra-images-...`."""
     train = files["train"][0]
     named = _NAME.fullmatch(train.name)
     start = f"{named['set']}-" if named and named["set"] else ""
@@ -165,7 +171,7 @@ def _refuse_unread(files: Mapping[SplitName, tuple[Path, Path]], where: str) -> 
         like = None if _NAME.fullmatch(name) else _LIKE.fullmatch(name)
         if like and like["start"].startswith(start):
             words[name] = like["start"].removeprefix(start)
-    refuse_unread(words, files, where)
+    return words
 
 
 def _mapping(train: Path) -> Path | None:

@@ -458,11 +458,16 @@ class TestIdx:
             with pytest.raises(UserError, match=f"{start}{word}-images-idx3-ubyte is named after"):
                 prepare("idx", path, tmp_path / "cache")
 
-    def test_files_beside_its_own_may_have_any_name(self, tmp_path):
+    def test_files_beside_its_own_may_have_any_name_and_are_said(self, tmp_path):
         for seed, name in enumerate(("train", "test", "extra", "other-dev")):
             idx(tmp_path / f"{name}-images-idx3-ubyte", images(seed=seed, shape=(6, 5)))
             idx(tmp_path / f"{name}-labels-idx1-ubyte", labels())
-        assert prepare("idx", tmp_path, tmp_path / "cache").num_samples["test"] == len(labels())
+        notes: list[str] = []
+        config = DataConfig(source="idx", path=str(tmp_path))
+        found = prepare_data(config, tmp_path / "cache", note=notes.append)
+        assert found.num_samples["test"] == len(labels())
+        of_extra = "extra-images-idx3-ubyte, extra-labels-idx1-ubyte, other-dev-images-idx3-ubyte"
+        assert any(f"{tmp_path}: files that were passed over: {of_extra}" in note for note in notes)
 
     def test_two_names_of_one_split(self, tmp_path):
         for name in ("train", "t10k", "test"):

@@ -69,7 +69,7 @@ def _rows(loader: Any) -> tuple[object, Sequence[int]]:
     """
     if isinstance(loader, (tuple, list)):
         images = (read_pair(batch, "distill: data")[0] for batch in loader)
-        return None, [batch.data_ptr() for batch in images]
+        return None, [batch.data_ptr() for batch in images if batch.numel()]  # empty ones have 0
     source, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
     batches = getattr(loader, "batch_sampler", None)
     if not hasattr(source, "__len__") or getattr(batches, "sampler", sampler) is not sampler:
@@ -101,25 +101,28 @@ class TaughtBatches:
         self._told_of_length = False
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield every batch on the device."""
+        """Yield every batch on the device, except those without any image."""
         count, num_batches = 0, 0
         for batch in self.loader:
             images, labels = checked_pair(batch, self.loss, "data[0]")
+            num_batches += 1
+            if not len(labels):  # a loader may leave out images that it cannot read
+                continue
             images, labels = images.to(self.device), labels.long().to(self.device)
             samples = torch.arange(count, count + len(labels))
-            count, num_batches = count + len(labels), num_batches + 1
+            count += len(labels)
             tap_logits, where = self.loss.knowledge(images)
             features: dict[FeatureKind, tuple[Tensor, ...]] = {"where": where}
             yield Batch(images, labels, samples, tap_logits, len(labels), features)
+        if not count:
+            raise UserError(ran_dry("data[0]"))
         self._check_length(num_batches)
 
     def _check_length(self, num_batches: int) -> None:
-        """Refuse an epoch without batches; warn once if their number is not the loader's length.
+        """Warn once if the number of batches is not the loader's length.
 
         Each worker process of a DataLoader may end with a partial batch.
         """
-        if not num_batches:
-            raise UserError(ran_dry("data[0]"))
         spare = max(0, (getattr(self.loader, "num_workers", 0) or 0) - 1)
         if abs(num_batches - self.num_steps) > spare and not self._told_of_length:
             self._told_of_length = True

@@ -244,6 +244,8 @@ def _evaluate(student: nn.Module, loader: Iterable[Any], loss: KRLoss) -> dict[s
     with evaluating(student):
         for batch in loader:
             images, labels = checked_pair(batch, loss, "data[1]")
+            if not len(labels):
+                continue
             logits = logits_of(student(images.to(device))).float().cpu()
             sums = [float(metric.total(logits, labels.long().cpu())) for metric in metrics]
             totals += torch.tensor([*sums, float(len(labels))], dtype=torch.float64)

@@ -108,6 +108,7 @@ def of_names(rows: range, images: Any) -> DataLoader[Any]:
 
 
 BATCHES, OWN, NAMED = pairs(0), Own(), Named()
+EMPTY = tuple(tensor[:0] for tensor in BATCHES[0])
 SHARED = {
     "the same list": (BATCHES, BATCHES),
     "a part of the list": (BATCHES, BATCHES[:1]),
@@ -126,6 +127,7 @@ SHARED = {
 }  # fmt: skip
 APART = {
     "lists": (BATCHES[:2], BATCHES[2:]),
+    "lists with a batch of no image": ([*BATCHES[:2], EMPTY], [*BATCHES[2:], EMPTY]),
     "random_split": tuple(map(loader, random_split(IMAGES, [90, 30]))),
     "samplers": (of_rows(range(60)), of_rows(range(60, 120))),
     "samplers of batches": [

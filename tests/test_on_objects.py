@@ -300,3 +300,28 @@ def test_a_length_that_is_not_true_is_said_once(
     found = [record.getMessage() for record in caplog.records if "length" in record.getMessage()]
     assert len(found) == said
     assert not said or f"gave 3 batches, and its length is {length}" in found[0]
+
+
+class NeedsImages(LikeResNet):
+    """A network that does not run on an empty batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert len(images)
+        return super().forward(images)
+
+
+def test_batches_without_images_are_left_out(trained: nn.Module) -> None:
+    """A loader may leave out images that it cannot read, and so all of a batch."""
+    teacher = NeedsImages(6)
+    teacher.load_state_dict(trained.state_dict())
+    curves = []
+    for with_empty in (False, True):
+        data = []
+        for number in range(2):
+            empty = torch.zeros(0, 1, 12, 12), torch.zeros(0, dtype=torch.long)
+            data.append([*pairs(number), empty] if with_empty else pairs(number))
+        torch.manual_seed(3)
+        rate = {"schedule": "constant", "warmup_epochs": 0}  # others depend on the number of steps
+        result = distil(teacher, NeedsImages(3), data=tuple(data), **rate)
+        curves.append(result.curve)
+    assert curves[0] == curves[1]

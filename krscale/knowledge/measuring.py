@@ -231,7 +231,9 @@ def _check_finite(images: Tensor, outputs: Iterable[Tensor], where: str) -> None
 def _pairs(batches: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
     check_iterable(batches, where)
     for batch in batches:
-        yield read_pair(batch, where)
+        images, labels = read_pair(batch, where)
+        if images.numel() or labels.numel():  # not all networks run on none
+            yield images, labels
 
 
 def _rows(outputs: TapOutputs, rows: Tensor) -> TapOutputs:

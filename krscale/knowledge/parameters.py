@@ -207,7 +207,7 @@ def _weight(layer: nn.Module) -> Tensor:
     weight = layer.weight
     if not isinstance(weight, Tensor):
         raise KrscaleError(f"{type(layer).__name__} has no weight tensor")
-    return weight
+    return torch.view_as_real(weight) if weight.is_complex() else weight
 
 
 def _standardised(weight: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ def summary_of_weights(network: nn.Module) -> list[list[float]]:
         if parameter.is_meta:  # its memory was freed; running it will fail anyway
             found.append([0.0, 0.0])
             continue
-        values = parameter.detach().to("cpu", torch.float64).flatten()
+        real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+        values = real.detach().to("cpu", torch.float64).flatten()
         wave = torch.arange(1, len(values) + 1, device="cpu", dtype=torch.float64).cos()
         found.append([float(values.norm()), float(values @ wave)])
     return found

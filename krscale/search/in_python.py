@@ -16,7 +16,13 @@ _NUMBERS = {
     "--max-latency-ms": "max_latency_ms",
     "--min-accuracy": "min_accuracy",
 }
-_OWN_NAMES = ("name", "storage_path")
+_OWN_NAMES = {
+    "name": "name",
+    "storage_path": "storage_path",
+    "search.trials_per_size": "num_trials",
+}
+"""Arguments that stand for a setting, by the path of that setting."""
+_OF_COMMANDS = " Run with --dry-run to see every key."
 _COMMAND = re.compile(r"(`[^`]*`)")
 _SET = r"--set ([\w.]+)=(\[[^\]]*\]|\.\.\.|[^\s,;)\]]*[^\s,;)\].])"
 _SETS = re.compile(rf"{_SET}(?: {_SET})*")
@@ -52,7 +58,7 @@ def in_python(text: str) -> str:
 
 
 def _translated(text: str) -> str:
-    text = _SETS.sub(_settings, text)
+    text = _SETS.sub(_settings, text.replace(_OF_COMMANDS, ""))
     text = _OPTION.sub(_argument, text)
     names = "|".join(_NUMBERS.values())
     return re.sub(rf"({names})=([\d.]*\d) (?=(?:{names})=)", r"\1=\2, ", text)
@@ -66,7 +72,7 @@ def _argument(found: re.Match[str]) -> str:
 def _settings(found: re.Match[str]) -> str:
     """Return the arguments for one `--set`, or for several in a row."""
     given = dict(re.findall(_SET, found[0]))
-    own = [f"{name}={_value(given.pop(name))}" for name in _OWN_NAMES if name in given]
+    own = [f"{_OWN_NAMES[path]}={_value(given.pop(path))}" for path in _OWN_NAMES if path in given]
     table = ", ".join(f"{path!r}: {_value(text)}" for path, text in given.items())
     return ", ".join([*own, *([f"settings={{{table}}}"] if given else [])])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import krscale
-from krscale.config import load
+from krscale.config import load, validate
 from krscale.data.seen import Fault, UnreadableError
 from krscale.errors import DamagedFileError, UserError
 from krscale.search.in_python import errors_in_python, in_python
@@ -40,7 +40,7 @@ OF_COMMANDS = {
         ),
         (
             "e.g. --set search.trials_per_size=4, or choose (--set name=...).",
-            "e.g. settings={'search.trials_per_size': 4}, or choose (name=...).",
+            "e.g. num_trials=4, or choose (name=...).",
         ),
         ("Use --set train.optimizer=adamw.", "Use settings={'train.optimizer': 'adamw'}."),
         ("(--set train.learning_rate=0.001)", "(settings={'train.learning_rate': 0.001})"),
@@ -71,6 +71,13 @@ def test_an_error_stays_of_its_kind_and_others_pass() -> None:
     with pytest.raises(UserError) as passed, errors_in_python():
         raise same
     assert passed.value is same
+
+
+def test_an_unknown_key_of_a_table_is_said_without_a_command() -> None:
+    with pytest.raises(UserError) as caught, errors_in_python():
+        validate({"teacher": {"modle": "resnet"}}, "search")
+    expected = "search: teacher.modle: unknown key 'teacher.modle'. Did you mean 'teacher.model'?"
+    assert str(caught.value) == expected
 
 
 def options_in(path: Path) -> list[str]:

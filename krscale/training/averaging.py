@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from krscale.knowledge.modes import copy_of
+from krscale.training.optimisers import SHORT
 
 
 class AveragedStudent:
@@ -17,7 +18,8 @@ class AveragedStudent:
     After update `n` they are `d * average + (1 - d) * weights` with
     `d = min(decay, (1 + n) / (10 + n))`, so that the initial, random weights soon lose their
     influence. Running statistics are averaged in the same way, and weights with several names are
-    updated once. Counters are copied, and so are masks with infinity, whose mean would be NaN.
+    updated once. Counters are copied, and so are masks with infinity, whose mean would be NaN. The
+    average of a weight in bf16 or fp16 is kept in fp32, as a step is less than their digits show.
 
     Args:
         student: The student in training.
@@ -33,6 +35,9 @@ class AveragedStudent:
             for name, value in state.items()
             if value.is_floating_point() and not bool(value.isinf().any())
         }
+        self.exact = {
+            name: state[name].float() for name in self.averaged if state[name].dtype in SHORT
+        }
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
@@ -44,15 +49,21 @@ class AveragedStudent:
         once = {id(average): (name, average) for name, average in averages.items()}
         for name, average in once.values():  # tied weights have several names
             if name in self.averaged:
-                average.lerp_(current[name].to(average.dtype), 1.0 - decay)
+                exact = self.exact.get(name, average)
+                exact.lerp_(current[name].to(exact.dtype), 1.0 - decay)
+                if exact is not average:
+                    average.copy_(exact)
             else:
                 average.copy_(current[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a restart needs."""
-        return {"model": self.model.state_dict(), "num_updates": self.num_updates}
+        exact = {"exact": self.exact} if self.exact else {}
+        return {"model": self.model.state_dict(), "num_updates": self.num_updates, **exact}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
+        for name, exact in self.exact.items():  # older checkpoints hold the model alone
+            exact.copy_(state.get("exact", state["model"])[name])
         self.num_updates = int(state["num_updates"])

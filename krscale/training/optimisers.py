@@ -26,6 +26,8 @@ _SET_ELSEWHERE = {
     "params": "krscale itself",
     "maximize": "krscale itself, as every loss is minimised",
 }
+SHORT = (torch.bfloat16, torch.float16)
+"""Types of weights with so few digits that sums of many small steps are lost in them."""
 _IN_PLACE_OF_FUSED = ("dampening", "differentiable", "foreach", "fused")
 """Options that exclude krscale's own `fused`."""
 
@@ -83,6 +85,13 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
     if problem := settings.missing_rate:
         raise UserError(f"{problem}.")
     options = _options(kind, settings)
+    if kind is torch.optim.SGD and options.get("fused") and _is_left_by_fused(learner):
+        if settings.optimizer_options.get("fused"):
+            raise UserError(
+                "train.optimizer_options: fused: on a CPU, torch's fused SGD leaves weights in "
+                "bf16 and fp16 as they are, so that nothing would be learnt; leave it out."
+            )
+        del options["fused"]
     try:
         found: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, **options)
     except Exception as error:
@@ -90,6 +99,14 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
     if kind is torch.optim.SGD and found.defaults["fused"] and settings.momentum > 0.0:
         found.register_step_pre_hook(_begin_momentum)
     return found
+
+
+def _is_left_by_fused(learner: nn.Module) -> bool:
+    """Return whether SGD's fused step would leave a weight as it is.
+
+    On CPUs, that of torch 2.13 changes only the last few numbers of a weight in bf16 or fp16.
+    """
+    return any(p.device.type == "cpu" and p.dtype in SHORT for p in learner.parameters())
 
 
 def _begin_momentum(optimiser: torch.optim.Optimizer, *_: Any) -> None:

@@ -70,3 +70,24 @@ def test_a_mask_with_infinity_stays_as_it_is():
     average = AveragedStudent(student, 0.9)
     average.update(student)
     assert torch.equal(average.model.mask, student.mask)
+
+
+def test_the_average_of_weights_of_few_digits_moves():
+    """A hundredth of a difference is less than the next number in bf16."""
+    student = nn.Linear(3, 2).to(torch.bfloat16)
+    average = AveragedStudent(student, decay=0.999)
+    exact = [parameter.double() for parameter in average.model.parameters()]
+    for step in range(400):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.fill_(1.0 if step < 100 else 2.0)
+        if step == 200:
+            state = average.state_dict()
+            average = AveragedStudent(student, decay=0.999)
+            average.load_state_dict(state)
+        average.update(student)
+        decay = min(0.999, (1 + step) / (10 + step))
+        exact = [decay * value + (1 - decay) * (1 + (step >= 100)) for value in exact]
+    for parameter, expected in zip(average.model.parameters(), exact, strict=True):
+        assert parameter.dtype == torch.bfloat16
+        torch.testing.assert_close(parameter.double(), expected, rtol=0.005, atol=0.005)

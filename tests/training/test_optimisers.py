@@ -160,3 +160,21 @@ def test_weights_whose_first_gradient_comes_later() -> None:
             optimiser.step()
         late[fused] = network[1].weight.detach()
     torch.testing.assert_close(late[True], late[False])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weights_of_few_digits_learn(kind: torch.dtype, momentum: float) -> None:
+    """The fused step of torch 2.13 on a CPU leaves them as they are."""
+    network = nn.Linear(64, 3).to(kind)
+    before = [weight.detach().float() for weight in network.parameters()]
+    given = settings(learning_rate=0.5, momentum=momentum, weight_decay=0.0)
+    optimiser = build_optimiser(network, given)
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimiser.step()
+    step = 0.5 * (1.0 + momentum)  # the first momentum is the gradient; Nesterov adds it once more
+    for weight, old in zip(network.parameters(), before, strict=True):
+        torch.testing.assert_close(weight.float(), old - step, rtol=0.02, atol=0.02)
+    with pytest.raises(UserError, match=r"optimizer_options: fused: on a CPU, torch's fused SGD"):
+        build_optimiser(network, settings(optimizer_options={"fused": True}))

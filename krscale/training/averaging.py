@@ -36,7 +36,9 @@ class AveragedStudent:
             if value.is_floating_point() and not bool(value.isinf().any())
         }
         self.exact = {
-            name: state[name].float() for name in self.averaged if state[name].dtype in SHORT
+            name: value.float()
+            for name, value in state.items()
+            if name in self.averaged and value.dtype in SHORT
         }
 
     @torch.no_grad()

@@ -85,12 +85,9 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
     if problem := settings.missing_rate:
         raise UserError(f"{problem}.")
     options = _options(kind, settings)
-    if kind is torch.optim.SGD and options.get("fused") and _is_left_by_fused(learner):
+    if options.get("fused") and (problem := _problem_of_fused(kind, learner)):
         if settings.optimizer_options.get("fused"):
-            raise UserError(
-                "train.optimizer_options: fused: on a CPU, torch's fused SGD leaves weights in "
-                "bf16 and fp16 as they are, so that nothing would be learnt; leave it out."
-            )
+            raise UserError(f"train.optimizer_options: fused: {problem}; leave it out.")
         del options["fused"]
     try:
         found: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, **options)
@@ -101,12 +98,15 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
     return found
 
 
-def _is_left_by_fused(learner: nn.Module) -> bool:
-    """Return whether SGD's fused step would leave a weight as it is.
-
-    On CPUs, that of torch 2.13 changes only the last few numbers of a weight in bf16 or fp16.
-    """
-    return any(p.device.type == "cpu" and p.dtype in SHORT for p in learner.parameters())
+def _problem_of_fused(kind: Any, learner: nn.Module) -> str:
+    """Return why the fused step of an optimiser cannot be used; empty if it can."""
+    weights = [weight for weight in learner.parameters() if weight.requires_grad]
+    if any(weight.is_complex() for weight in weights):
+        return "torch has no fused step for complex weights"
+    on_cpu = any(weight.device.type == "cpu" and weight.dtype in SHORT for weight in weights)
+    if kind is torch.optim.SGD and on_cpu:  # so torch 2.13, but for their last few numbers
+        return "on a CPU, torch's fused SGD leaves weights in bf16 and fp16 as they are"
+    return ""
 
 
 def _begin_momentum(optimiser: torch.optim.Optimizer, *_: Any) -> None:

@@ -178,3 +178,15 @@ def test_weights_of_few_digits_learn(kind: torch.dtype, momentum: float) -> None
         torch.testing.assert_close(weight.float(), old - step, rtol=0.02, atol=0.02)
     with pytest.raises(UserError, match=r"optimizer_options: fused: on a CPU, torch's fused SGD"):
         build_optimiser(network, settings(optimizer_options={"fused": True}))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_complex_weights_learn(name: str) -> None:
+    network = nn.Linear(3, 2, dtype=torch.complex64)
+    before = network.weight.detach().clone()
+    optimiser = build_optimiser(network, settings(optimizer=name))
+    network(torch.ones(1, 3, dtype=torch.complex64)).abs().sum().backward()
+    optimiser.step()
+    assert bool((network.weight != before).all())
+    with pytest.raises(UserError, match="fused: torch has no fused step for complex weights"):
+        build_optimiser(network, settings(optimizer=name, optimizer_options={"fused": True}))

@@ -43,7 +43,11 @@ from krscale.training.checkpoint import load_checkpoint, save_checkpoint
 from krscale.training.epoch_sums import EpochSums
 from krscale.training.finite import require_finite, require_finite_outputs
 from krscale.training.first_step import has_gradient, require_dependence, require_trainable
-from krscale.training.optimisers import build_optimiser, learning_rate_factor
+from krscale.training.optimisers import (
+    build_optimiser,
+    learning_rate_factor,
+    restore_optimiser,
+)
 from krscale.training.precision import resolve_precision
 
 EVALUATION_BATCH_SIZE = 1024
@@ -199,7 +203,7 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.learner.load_state_dict(state["learner"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        restore_optimiser(self.optimiser, state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

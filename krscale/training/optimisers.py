@@ -98,6 +98,18 @@ def build_optimiser(learner: nn.Module, settings: TrainConfig) -> torch.optim.Op
     return found
 
 
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimiser that was built by `build_optimiser` with the same settings.
+
+    Whether its step is fused stays as it was built: the state may be of another device.
+    """
+    fused = [group.get("fused") for group in optimiser.param_groups]
+    optimiser.load_state_dict(state)
+    for group, own in zip(optimiser.param_groups, fused, strict=True):
+        if "fused" in group:
+            group["fused"] = own
+
+
 def _problem_of_fused(kind: Any, learner: nn.Module) -> str:
     """Return why the fused step of an optimiser cannot be used; empty if it can."""
     weights = [weight for weight in learner.parameters() if weight.requires_grad]

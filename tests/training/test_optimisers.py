@@ -12,6 +12,7 @@ from krscale.training.optimisers import (
     build_optimiser,
     check_optimiser,
     learning_rate_factor,
+    restore_optimiser,
 )
 
 
@@ -190,3 +191,16 @@ def test_complex_weights_learn(name: str) -> None:
     assert bool((network.weight != before).all())
     with pytest.raises(UserError, match="fused: torch has no fused step for complex weights"):
         build_optimiser(network, settings(optimizer=name, optimizer_options={"fused": True}))
+
+
+def test_a_state_of_another_device_does_not_bring_its_fused_step() -> None:
+    network = nn.Linear(64, 3).to(torch.bfloat16)
+    optimiser = build_optimiser(network, settings())
+    state = optimiser.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = True  # as on a GPU
+    restore_optimiser(optimiser, state)
+    before = network.weight.detach().clone()
+    network(torch.ones(1, 64, dtype=torch.bfloat16)).sum().backward()
+    optimiser.step()
+    assert bool((network.weight != before).all())

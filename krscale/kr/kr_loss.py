@@ -48,7 +48,7 @@ class KRLoss(nn.Module):
     Build it with `from_networks`. Its parameters are the heads, which are trained together with
     the student. Its state holds the probes, the heads and what they were fitted to, but neither
     network. Save its `state_dict()`, and read it with `from_state`: a pickle of the whole object
-    (`torch.save(kr, ...)`) holds both networks, and other versions of krscale cannot read it.
+    (`torch.save(kr, ...)`) holds both networks, and another version of krscale may not read it.
     `kr.to(device)` moves the teacher, too; the teacher runs in eval mode without gradients and is
     never trained. The student remains yours to move and to train.
 

@@ -455,7 +455,7 @@ def test_files_that_changed_since_are_refused(student, exported, tmp_path: Path)
     assert same["test_accuracy"] == pytest.approx(card.test_accuracy)
     found = checking._check_raw(exported[0], asdict(changed), test, ["safetensors"])
     with pytest.raises(UserError, match=r"predict\.py: a file of the test split has other pixels"):
-        writing._proven(tmp_path, writing.PREDICT, found, card)
+        writing._proven(tmp_path, writing.PREDICT, found, card, 1e-4)
 
 
 def test_files_that_are_gone_are_said_and_no_error(student, tmp_path: Path) -> None:

@@ -12,11 +12,15 @@ _PACKAGES = ("krscale", "ray", "torch", "pyarrow")
 
 
 def own_versions() -> dict[str, str]:
-    """Return the versions of this process, by name."""
+    """Return the versions of this process, by name.
+
+    Builds of one version for other hardware (`2.13.0+cpu`, `2.13.0+cu130`) count as the same: a
+    head without a GPU may have another than its workers.
+    """
     found = {"Python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            found[name] = version(name).partition("+")[0]
         except PackageNotFoundError:
             found[name] = "not installed"
     return found

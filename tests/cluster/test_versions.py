@@ -35,3 +35,12 @@ def test_a_worker_with_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch)
         Rank(load(None, []), none, {}, here)  # type: ignore[arg-type]
     with pytest.raises(NodeError, match=expected):
         _worker({"versions": here})
+
+
+def test_builds_for_other_hardware_are_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for build in ("+cpu", "+cu130", ""):
+        monkeypatch.setattr(versions, "version", lambda _, build=build: f"2.13.0{build}")
+        found.append(versions.own_versions())
+    assert found[0] == found[1] == found[2]
+    assert found[0]["torch"] == "2.13.0"

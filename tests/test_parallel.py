@@ -1,11 +1,12 @@
 """Two real processes over gloo against one process on the whole batch.
 
-Run as a script this file is one of the two workers; the fixture starts both once.
+Run as a script, this file is both workers: one is forked from the other, for the imports of one.
 """
 
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -142,23 +143,11 @@ def results(tmp_path_factory):
     root = Path(__file__).parents[1]
     paths = f"{root}{os.pathsep}{root / 'tests'}"
     environment = os.environ | {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, __file__]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORLD_SIZE)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
 
 
@@ -361,6 +350,13 @@ def test_torchs_own_norm_of_all_workers_still_takes_no_tensors_on_the_cpu(result
 
 
 if __name__ == "__main__":
-    _work(int(sys.argv[1]), sys.argv[2])
-    # Threads of gloo can abort an ordinary exit on a busy machine, after all the work is done.
-    os._exit(0)
+    other = os.fork()
+    code = 1
+    try:
+        _work(0 if other else 1, sys.argv[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Threads of gloo can abort an ordinary exit on a busy machine, after all the work is done.
+        os._exit(code)

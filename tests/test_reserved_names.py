@@ -1,5 +1,6 @@
 """A run cannot have a name that its storage needs itself."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,13 @@ def test_at_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.timeout(240)
-def test_whatever_a_storage_gets_beside_its_runs_is_reserved(tmp_path: Path) -> None:
+def test_whatever_a_storage_gets_beside_its_runs_is_reserved(
+    searched: Path, tmp_path: Path
+) -> None:
     """If a storage gets a new file, its name must be added to the reserved ones."""
-    search(tmp_path / "storage", "search.trials_per_size=1")
-    found = {path.name for path in (tmp_path / "storage").iterdir()} - {"small"}
+    storage = Path(shutil.copytree(searched, tmp_path / "storage"))
+    search(storage)  # records the search, which was made without tracking
+    found = {path.name for path in storage.iterdir()} - {"small"}
     assert {"cache", "mlflow.db"} <= found
     for name in found:
         with pytest.raises(UserError, match="name"):

@@ -481,10 +481,10 @@ class TestProcesses:
         return output.splitlines()
 
     def test_one_builds_and_the_other_waits_with_progress(self, small):
-        processes = [self._start(small, 0.1) for _ in range(2)]
-        self._go(*processes)
-        outputs = sorted((self._finish(process) for process in processes), key=lambda o: o[-1])
-        waited, built = outputs
+        both = self._start(small, 0.1, "twice")
+        self._go(both)
+        outputs = "\n".join(self._finish(both)).strip().split("\n\n")
+        waited, built = sorted((each.splitlines() for each in outputs), key=lambda o: o[-1])
         assert waited[-1] == "opened 0 asked 0"
         assert built[-1] == "opened 1 asked 151"
         done = [int(line.split()[1]) for line in waited[:-1]]

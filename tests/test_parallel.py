@@ -6,7 +6,6 @@ Run as a script, this file is both workers: one is forked from the other, for th
 import os
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
@@ -351,12 +350,7 @@ def test_torchs_own_norm_of_all_workers_still_takes_no_tensors_on_the_cpu(result
 
 if __name__ == "__main__":
     other = os.fork()
-    code = 1
-    try:
-        _work(0 if other else 1, sys.argv[1])
-        code = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        # Threads of gloo can abort an ordinary exit on a busy machine, after all the work is done.
-        os._exit(code)
+    _work(0 if other else 1, sys.argv[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0
+    # Threads of gloo can abort an ordinary exit on a busy machine, after all the work is done.
+    os._exit(code)

@@ -142,10 +142,17 @@ class _WithoutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def meta_tensors() -> Iterator[None]:
+    """Create all tensors on the meta device within the block, and draw no numbers for them."""
+    with torch.device("meta"), _WithoutDraws():  # type: ignore[no-untyped-call]
+        yield
+
+
 def on_meta(build: Callable[[int], nn.Module], width: int) -> nn.Module:
     """Return a network on meta tensors, or on the CPU if its constructor depends on values."""
     try:
-        with torch.device("meta"), _WithoutDraws(), warnings.catch_warnings():  # type: ignore[no-untyped-call]
+        with meta_tensors(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # e.g. weights copied to meta tensors
             return build(width)
     except Exception:  # noqa: BLE001 - whatever it is, the real build says it better

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.knowledge.modes import copy_of, left_as_it_was
 from krscale.knowledge.tap_search import evaluating
+from krscale.models.capacity import meta_tensors
 from krscale.models.foreign import located
 from krscale.models.outputs import LogitsReader, check_steady, refuse_bounded, refuse_probabilities
 from krscale.models.preprocessing import input_shape
@@ -32,7 +33,7 @@ def build_for_shapes(build: Callable[[], nn.Module], image_shape: Sequence[int])
         image_shape: `(C, H, W)`.
     """
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with meta_tensors(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # e.g. weights copied to meta tensors
             model = build()
         _run(model, input_shape(model, image_shape))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from krscale.config import Experiment, LadderStudent, ModelConfig, StudentConfig, TeacherConfig
@@ -14,6 +13,7 @@ from krscale.errors import UserError
 from krscale.knowledge.taps import check_taps
 from krscale.models import ZOO, build_model
 from krscale.models.built_before import refuse_built_before
+from krscale.models.capacity import meta_tensors
 from krscale.models.preprocessing import input_shape, set_preprocessing
 from krscale.models.probing import build_for_shapes, check_network
 from krscale.setup.inputs import choose_preprocessing
@@ -114,7 +114,7 @@ def shapes_only(config: ModelConfig, task: Task, where: str, width: int) -> nn.M
     """
     build = partial(builder(config, task, where), width)
     if config.model in ZOO:
-        with torch.device("meta"):
+        with meta_tensors():
             return build()
     model = build_for_shapes(build, task.image_shape)
     trained_here = _is_trained(config)

@@ -46,6 +46,7 @@ from krscale.setup.network_builder import (
     student_table,
     students_of,
 )
+from krscale.setup.zoo_facts import remembered
 
 
 @dataclass(frozen=True)
@@ -123,17 +124,20 @@ class Networks:
             task.num_classes,
             task.image_shape,
             task.num_train,
-            TeacherNetwork(
-                taps,
-                stage_ends,
-                stages,
-                stage_shapes(teacher, stages, shape),
-                num_parameters(teacher),
-                count_flops(teacher, shape),
-                preprocessing_of_network(teacher),
-                tuple(shape),
+            remembered(
+                "teacher", experiment.teacher, task, experiment.teacher.width,
+                lambda: TeacherNetwork(
+                    taps,
+                    stage_ends,
+                    stages,
+                    stage_shapes(teacher, stages, shape),
+                    num_parameters(teacher),
+                    count_flops(teacher, shape),
+                    preprocessing_of_network(teacher),
+                    tuple(shape),
+                ),
             ),
-        )
+        )  # fmt: skip
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Networks:
         """Return the networks of the experiment with other values; see `of` for the teacher.
@@ -186,7 +190,8 @@ class Networks:
         student = shapes_only(config, self, where, width)
         taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
         shape = input_shape(student, self.image_shape)
-        check_depth_order(student, taps, zeros(student, shape), f"{where}.taps")
+        if config.model not in ZOO or config.taps:
+            check_depth_order(student, taps, zeros(student, shape), f"{where}.taps")
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]
         if compared:

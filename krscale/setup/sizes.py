@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
-from krscale.config import LadderStudent, is_share, parse_capacity
+from krscale.config import LadderStudent, StudentConfig, is_share, parse_capacity
 from krscale.errors import UserError
 from krscale.models import ZOO
 from krscale.models.capacity import (
@@ -20,6 +21,7 @@ from krscale.models.capacity import (
 from krscale.models.preprocessing import input_shape
 from krscale.setup.network_builder import builder, student_table
 from krscale.setup.networks import Networks
+from krscale.setup.zoo_facts import remembered
 
 MAX_ROUNDING = 2.0
 """Maximum factor by which `student.width_multiple` may make a student larger or smaller."""
@@ -88,8 +90,12 @@ def rounding(networks: Networks, size: StudentSize) -> float:
 
 def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize, ...]:
     experiment, teacher_parameters = networks.experiment, networks.teacher.num_parameters
-    build, size_at = networks.build_student, sizes_by_width(networks.build_student)
+    config, at_width = experiment.any_student, sizes_by_width(networks.build_student)
     multiple = experiment.student.width_multiple
+
+    def size_at(width: int) -> int:
+        return remembered("parameters", config, networks, width, partial(at_width, width))
+
     sizes: dict[int, StudentSize] = {}
     _require_dial(networks)
     for capacity in sorted(capacities, key=parse_capacity):
@@ -103,27 +109,35 @@ def _resolve(networks: Networks, capacities: Iterable[str]) -> tuple[StudentSize
                 f"{teacher_parameters:,} parameters both come closest{among} to width {width} of "
                 f"{experiment.student.model!r}; leave one out, or take a larger teacher."
             )
-        sizes[width] = _measured(capacity, width, build, networks)
+        sizes[width] = _measured(capacity, width, config, networks)
     return tuple(sizes.values())
 
 
 def _own_size(networks: Networks, student: LadderStudent) -> StudentSize:
     """Return the size of a student that the user defined."""
-    build = builder(student, networks, student_table(student))
-    return _measured(student.name, student.width, build, networks)
+    return _measured(student.name, student.width, student, networks)
 
 
 def _measured(
-    capacity: str, width: int, build: Callable[[int], nn.Module], networks: Networks
+    capacity: str, width: int, config: LadderStudent | StudentConfig, networks: Networks
 ) -> StudentSize:
-    """Return the size of a student; build it with values only if meta tensors are not enough."""
+    """Return the size of a student."""
+    build = builder(config, networks, student_table(config))
+    measure = partial(_measure, build, width, networks.image_shape)
+    return StudentSize(capacity, width, *remembered("size", config, networks, width, measure))
+
+
+def _measure(
+    build: Callable[[int], nn.Module], width: int, image_shape: tuple[int, int, int]
+) -> tuple[int, int]:
+    """Return parameters and FLOPs; build with values only if meta tensors are not enough."""
     student = on_meta(build, width)
     try:
-        flops = count_flops(student, input_shape(student, networks.image_shape))
+        flops = count_flops(student, input_shape(student, image_shape))
     except Exception:  # noqa: BLE001 - it looks at values, or the real student says it better
         student = build(width)
-        flops = count_flops(student, input_shape(student, networks.image_shape))
-    return StudentSize(capacity, width, num_parameters(student), flops)
+        flops = count_flops(student, input_shape(student, image_shape))
+    return num_parameters(student), flops
 
 
 def _require_dial(networks: Networks) -> None:

@@ -30,6 +30,7 @@ SMALL = (
     "cluster.num_cpus=2",
     "teacher.width=8",
     "teacher.num_epochs=3",
+    "distill.probe_grid=2",  # probes of the default grid take seconds to fit
     "views.num_views=2",
     "ladder.capacities=['1/16', '1/4']",
     "train.num_epochs=3",

@@ -32,6 +32,8 @@ TINY = (
     "search.methods=['plain']", "search.num_final_seeds=1", "ladder.capacities=['1/16']",
     "search.trials_per_size=1", "cluster.num_cpus=1",
 )  # fmt: skip
+KEPT_TEACHER = ("teacher.num_epochs=1", "views.num_views=1")
+"""With these the teacher and the store of the fixture `searched` serve."""
 SLOW_TEACHER = ("teacher.num_epochs=2000",)
 
 
@@ -143,11 +145,17 @@ def look(ladder: Ladder, continued: list[str]) -> None:
     ],
 )
 def test_a_search_keeps_and_marks_its_running_trials(
-    stop: signal.Signals, group: bool, to_the_end: bool, storage: Path, drill: Drill
+    stop: signal.Signals,
+    group: bool,
+    to_the_end: bool,
+    storage: Path,
+    searched: Path,
+    drill: Drill,
 ) -> None:
+    shutil.copytree(searched / "cache", storage / "cache")
     drill.injected(f"{stop.name} to a running search" + group * " and to its whole group")
     drill.must_hold("nothing is RUNNING in MLflow, no process is left, the same command goes on")
-    command = Command("tune", storage, *LONG, *TINY)
+    command = Command("tune", storage, *LONG, *TINY, *KEPT_TEACHER)
     kept = "stopped/unfinished/*/*/*/manifest.json"
     command.wait_until(lambda: any(storage.glob(kept)))
     command.stop(stop, group=group)

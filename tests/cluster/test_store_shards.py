@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 SETTINGS = (
     "teacher.width=4",
     "teacher.num_epochs=1",
+    "distill.probe_grid=2",
     "views.num_views=2",
     "store.shard_rows=300",
     "store.top_k=2",

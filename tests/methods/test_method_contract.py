@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,7 +13,13 @@ from torch import Tensor, nn
 
 from krscale.config import DistillConfig, TrainConfig
 from krscale.errors import KrscaleError
-from krscale.knowledge.features import KINDS, feature_shapes, read_features
+from krscale.knowledge.features import (
+    KINDS,
+    FeatureKind,
+    Shapes,
+    feature_shapes,
+    read_features,
+)
 from krscale.knowledge.parameters import layers_by_tap, weight_histograms
 from krscale.knowledge.taps import TapOutputs
 from krscale.methods import (
@@ -77,8 +84,14 @@ def context(student: nn.Module) -> MethodContext:
         teacher_layer_sizes=torch.full((NUM_TAPS,), 63.0),
         student_stage_shapes=STUDENT_STAGES,
         student_stage_ends=(1, 2, 3),
-        teacher_shapes={kind: feature_shapes(kind, TEACHER_STAGES) for kind in KINDS},
+        teacher_shapes=teacher_shapes(),
     )
+
+
+@cache
+def teacher_shapes() -> dict[FeatureKind, Shapes]:
+    """Return the shapes of all features; finding them runs on meta tensors, which is slow."""
+    return {kind: feature_shapes(kind, TEACHER_STAGES) for kind in KINDS}
 
 
 def make(name: str, changes: dict[str, Any]) -> Learner:

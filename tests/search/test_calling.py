@@ -6,6 +6,7 @@ import copy
 import importlib
 import inspect
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,9 @@ def LikeResNetTrained() -> nn.Module:  # noqa: N802 - it stands for a class
 
 
 def test_an_experiment_is_changed_by_what_is_given_with_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(searched / "cache", tmp_path / "cache")  # a teacher and a store take seconds
     file = tmp_path / "one.toml"
     file.write_text(
         f"name = 'one'\nstorage_path = '{tmp_path}'\n"

@@ -82,8 +82,11 @@ class Records:
 
 
 @pytest.fixture
-def ladders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Ladder, list[Assignment]]]:
+def ladders(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[Ladder, list[Assignment]]]:
     """The ladder of each search that is run, and the trials that it ran."""
+    shutil.copytree(searched / "cache", tmp_path / "cache")  # a teacher and a store take seconds
     found: list[tuple[Ladder, list[Assignment]]] = []
 
     def run_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:

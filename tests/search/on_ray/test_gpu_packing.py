@@ -96,6 +96,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
         "ladder.capacities=['1/16', '1/4']",
         "teacher.width=4",
         "teacher.num_epochs=1",
+        "distill.probe_grid=2",
         "views.num_views=2",
     )
     experiment = load(None, settings)

@@ -46,6 +46,7 @@ NUM_CPUS = 4
 SETTINGS_OF_ALL = (
     "teacher.width=4",
     "teacher.num_epochs=1",
+    "distill.probe_grid=2",
     "views.num_views=2",
     "ladder.capacities=['1/4']",
     "search.num_final_seeds=1",

@@ -30,6 +30,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
         f"storage_path={tmp_path_factory.mktemp('storage')}",
         "teacher.width=4",
         "teacher.num_epochs=1",
+        "distill.probe_grid=2",
         "views.num_views=2",
         f"train.num_epochs={NUM_EPOCHS}",
         "search.checkpoint_seconds=0",

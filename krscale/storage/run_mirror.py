@@ -183,9 +183,9 @@ class RunMirror:
         """
         self.life.interrupts = False
         self._stopped.set()
-        for thread in self._threads:
-            thread.join()
         try:
+            for thread in self._threads:
+                thread.join()
             self.life.check()
             self.copy.send()
             self._look_at_workers()

@@ -199,6 +199,21 @@ def test_no_signs_are_given_of_a_driver_that_could_not_begin(
     assert not living()
 
 
+@pytest.mark.usefixtures("often")
+def test_no_signs_are_given_of_a_driver_that_is_interrupted_at_its_end(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook the process lives on, and drivers on other machines were refused."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), mirrored(one := write(machine("one") / "run"), say):
+        sending, _ = run_mirror._active[str(one)]._threads
+        monkeypatch.setattr(sending, "join", interrupt)
+    assert not living()
+
+
 def nap() -> None:
     """Wait; Python interrupts no sleep in which `interrupt_main` was called."""
     for _ in range(MANY):

@@ -94,9 +94,13 @@ def _of_storage(error: BaseException | None, text: str, root: Path) -> StorageEr
 
 
 def _on_node(text: str) -> str:
-    """Return the node of an error, as the start of a sentence: each node may have its own disk."""
-    found = _NODE.search(text)
-    return f"on the node {found[1]}: " if found and not found[1].startswith("127.") else ""
+    """Return the node of an error, as the start of a sentence: each node may have its own disk.
+
+    If a worker of a group failed, its node is named after that of the first worker, which passes
+    its error on.
+    """
+    nodes = _NODE.findall(text)
+    return f"on the node {nodes[-1]}: " if nodes and not nodes[-1].startswith("127.") else ""
 
 
 def _ending(text: str) -> str:

@@ -230,3 +230,23 @@ def test_a_node_that_cannot_work_on_the_run_is_no_trials_fault() -> None:
     found = TrialError.of(ActorDiedError(task_error(ValueError())), OTHER_TORCH, STORAGE)
     expected = "on the node 192.0.2.7: seven has other versions than here: torch 2.5 (here 2.13)."
     assert str(found.storage) == f"{expected} Install."
+
+
+OF_A_GROUP = """Failure # 1 (occurred at 2026-11-28_15-56-03)
+The actor died because of an error raised in its creation task, ray::StudentTrial.__init__() \
+(pid=19863, ip=192.0.2.7, actor_id=ef2470e9, repr=<StudentTrial object at 0x7ff2>)
+  File "krscale/search/on_ray/group.py", line 92, in _beside
+    raise first_cause(None, watch.failures)
+krscale.errors.KrscaleError: The actor died because of an error raised in its creation task, \
+ray::Rank.__init__() (pid=41, ip=192.0.2.8, actor_id=ab2470e9, repr=<Rank object at 0x7ff2>)
+  File "krscale/files.py", line 300, in _room_on_disk
+    raise found from error
+krscale.errors.DiskFullError: /disk/cache/stores/a: the disk is full. Free some space.
+"""
+
+
+def test_the_node_is_that_of_the_worker_of_a_group_that_failed() -> None:
+    """The first worker, on another node, passes the error on."""
+    found = TrialError.of(ActorDiedError(task_error(ValueError())), OF_A_GROUP, STORAGE)
+    expected = "on the node 192.0.2.8: /disk/cache/stores/a: the disk is full. Free some space."
+    assert str(found.storage) == expected

@@ -64,7 +64,7 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Time in which at least one trial ran, earlier starts included."""
+        """Time since the studies were opened, and that of earlier starts in which a trial ran."""
         return self.seconds_before + self.clock() - self.started
 
     def spent(self) -> Ending | None:

@@ -57,16 +57,11 @@ class TrackingListener:
             self._start_search(method)
 
     def _start_search(self, method: str) -> None:
+        """Start a method's run; one that has a curve keeps the tags of the start that made it."""
         self.tracker.start_run(
             self.runs[method],
             name=f"{self.experiment.name} {method}",
-            tags={
-                **self.tags,
-                "krscale.method": method,
-                "krscale.kind": "search",
-                # A tag, since a search may be extended and MLflow's params never change.
-                "krscale.trials_per_size": str(self.experiment.search.trials_per_size),
-            },
+            tags={} if self._curve_in_record(method) else self._search_tags(method),
             params={
                 "method": method,
                 "num_epochs": self.experiment.train.num_epochs,
@@ -75,6 +70,20 @@ class TrackingListener:
             },
             datasets=self.datasets,
         )
+
+    def _search_tags(self, method: str) -> dict[str, str]:
+        return {
+            **self.tags,
+            "krscale.method": method,
+            "krscale.kind": "search",
+            # A tag, since a search may be extended and MLflow's params never change.
+            "krscale.trials_per_size": str(self.experiment.search.trials_per_size),
+        }
+
+    def _curve_in_record(self, method: str) -> set[tuple[str, int, float]]:
+        """Return the points of the curves of a method's run: metric, step and value."""
+        recorded = self.tracker.recorded_points(self.runs[method]).items()
+        return {(name, step, value) for (name, step), value in recorded if is_of_curves(name)}
 
     def recall(self, ladder: Ladder) -> list[str]:
         """Record trials that ended while nothing was recorded, from the journal.
@@ -192,7 +201,8 @@ class TrackingListener:
             self._log_best(curve, method)
             ended_by = {r.methods[method].ended_by for r in curve.sizes if method in r.methods}
             names = ", ".join(sorted(name for name in ended_by if name))
-            self.tracker.set_tags(self.runs[method], {"krscale.ended_by": names})
+            tags = {**self._search_tags(method), "krscale.ended_by": names}
+            self.tracker.set_tags(self.runs[method], tags)
 
     def _log_finals(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
         key = FinalKey(method, capacity)
@@ -206,8 +216,7 @@ class TrackingListener:
         """Log a method's curves; on a new run if the record has points that they have not."""
         points = list(curve_points(curve, method))
         present = {(name, step, value) for step, point in points for name, value in point.items()}
-        recorded = self.tracker.recorded_points(self.runs[method]).items()
-        if {(name, at, v) for (name, at), v in recorded if is_of_curves(name)} - present:
+        if self._curve_in_record(method) - present:
             self.tracker.set_tags(self.runs[method], {"krscale.kind": "former search"})
             self.tracker.end_run(self.runs[method])
             self.runs[method] = successor(self.runs[method])

@@ -198,6 +198,12 @@ def wanted_points(storage: Path, method: str) -> set[tuple[str, int, float]]:
     }
 
 
+def last_tags(found: list[dict], name: str) -> dict[str, str]:
+    """Return the last value of a tag, by run."""
+    tags = ((event["key"], event["content"].get("tags", {})) for event in found)
+    return {key: given[name] for key, given in tags if name in given}
+
+
 def test_a_curve_that_an_extended_search_has_changed_has_no_former_points(
     recorded: Path, tmp_path: Path
 ) -> None:
@@ -216,13 +222,11 @@ def test_a_curve_that_an_extended_search_has_changed_has_no_former_points(
         assert of_run(found, run)["state"] == of_run(found, method)["state"] == "COMPLETE"
         files = [e for e in found if e["op"] == "artifact" and e["key"] == run]
         assert "curve.json" in {Path(e["content"]["path"]).name for e in files}
-    kinds = {
-        event["key"]: event["content"]["tags"]["krscale.kind"]
-        for event in found
-        if "krscale.kind" in event["content"].get("tags", {})
-    }
+    kinds, budgets = last_tags(found, "krscale.kind"), last_tags(found, "krscale.trials_per_size")
     assert all(kinds[method] == "former search" for method in changed)
     assert all(kinds[run] == "search" for run in runs.values())
+    assert all(budgets[method] == "2" for method in changed), "the origin of the curve it keeps"
+    assert all(budgets[run] == "3" for run in runs.values())
     search(storage, *extended)
     again = events(storage)[len(found) :]
     assert {event["key"] for event in again if event["op"] == "start"} == set(runs.values())

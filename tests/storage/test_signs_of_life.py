@@ -208,9 +208,14 @@ def test_no_signs_are_given_of_a_driver_that_is_interrupted_at_its_end(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), mirrored(one := write(machine("one") / "run"), say):
-        sending, _ = run_mirror._active[str(one)]._threads
-        monkeypatch.setattr(sending, "join", interrupt)
+    def drive() -> None:
+        one = write(machine("one") / "run")
+        with mirrored(one, say):
+            sending, _ = run_mirror._active[str(one)]._threads
+            monkeypatch.setattr(sending, "join", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        drive()
     assert not living()
 
 

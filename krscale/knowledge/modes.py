@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -116,6 +117,29 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def num_writes(tensor: Tensor) -> int:
     """Return how often a tensor was written to; -1 if torch does not count it."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def memory_mark(tensor: Tensor) -> int:
+    """Return a number that is another one after a write into a tensor or a view of its memory.
+
+    It is torch's number of writes, the same for all views. In `torch.inference_mode`, where writes
+    are not counted, it is a checksum of all values in the memory.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     whole = torch.zeros(2, 3)
+        ...     before = memory_mark(whole)
+        ...     same = memory_mark(whole.flatten()) == before
+        ...     _ = whole.add_(1.0)
+        ...     (same, memory_mark(whole) == before)
+        (True, False)
+    """
+    if not tensor.is_inference():
+        return tensor._version
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return 0
+    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    return zlib.crc32(whole.cpu().numpy().tobytes())
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from krscale.errors import UserError
 from krscale.knowledge.hooks import hooked
 from krscale.knowledge.layouts import readable_modules
-from krscale.knowledge.modes import left_as_it_was, num_writes, share_memory
+from krscale.knowledge.modes import left_as_it_was, memory_mark, share_memory
 from krscale.knowledge.taps import tensor_in, unwrapped
 
 _MAKE_NEW = "Let a new tensor be made (x = x + ..., inplace=False), or name"
@@ -82,18 +82,18 @@ class _Ended:
 
     Attributes:
         tensor: The tensor that its tap reads.
-        num_writes: Its number of writes when the block ended.
+        mark: Its `memory_mark` when the block ended.
         until_next: The same when the next layer with weights had ended; None if there was none.
     """
 
     tensor: Tensor
-    num_writes: int
+    mark: int
     until_next: int | None = None
 
     @property
     def is_written_later(self) -> bool:
         """Whether it was written into after the next layer, so that more layers are read in it."""
-        return self.until_next not in (None, num_writes(self.tensor))
+        return self.until_next not in (None, memory_mark(self.tensor))
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def _end_layer(
 ) -> None:
     for block in ended.values():
         if block is not None and block.until_next is None:
-            block.until_next = num_writes(block.tensor)
+            block.until_next = memory_mark(block.tensor)
 
 
 def _end_block(
@@ -126,14 +126,14 @@ def _end_block(
 ) -> None:
     ended.pop(path, None)
     tensor = tensor_in(output)
-    ended[path] = None if tensor is None else _Ended(tensor, num_writes(tensor))
+    ended[path] = None if tensor is None else _Ended(tensor, memory_mark(tensor))
 
 
 def _check_written(ended: Mapping[str, _Ended | None], where: str) -> None:
     """Refuse blocks whose outputs have other values at the end than when they were given."""
     read = {path: block for path, block in ended.items() if block is not None}
     for (path, first), (later, second) in combinations(read.items(), 2):
-        if first.num_writes != second.num_writes and share_memory(first.tensor, second.tensor):
+        if first.mark != second.mark and share_memory(first.tensor, second.tensor):
             raise UserError(
                 f"{where}: tap {later!r} gives the tensor that {path!r} gave, written into since "
                 "(x += ..., x.add_(...), inplace=True), so that both would be read as one. "

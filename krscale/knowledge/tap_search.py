@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from krscale.errors import UserError
 from krscale.knowledge.hooks import hooked
 from krscale.knowledge.layouts import readable_modules
-from krscale.knowledge.modes import left_as_it_was, num_writes, share_memory
+from krscale.knowledge.modes import left_as_it_was, memory_mark, share_memory
 from krscale.knowledge.tap_order import written_later
 from krscale.knowledge.taps import unwrapped
 
@@ -245,7 +245,7 @@ class _Search:
     def _overwrites(self, later: str, first: str) -> bool:
         """Return whether a block wrote into another's output, so that both would be read alike."""
         one, other = self.seen[first], self.seen[later]
-        written = one.num_writes != other.num_writes
+        written = one.mark != other.mark
         return written and share_memory(one.original, other.original)
 
 
@@ -256,13 +256,13 @@ class _Seen:
     name: str
     original: Any
     copy: Any
-    num_writes: int
+    mark: int
 
 
 def _noting(seen: list[_Seen], name: str) -> Callable[..., None]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
         given = _single(output)
-        kept = (None, 0) if given is None else (given.clone(), num_writes(given))
+        kept = (None, 0) if given is None else (given.clone(), memory_mark(given))
         seen.append(_Seen(name, given, *kept))
 
     return hook

@@ -170,6 +170,31 @@ def test_of_blocks_that_write_into_one_tensor_the_last_is_found(images: Tensor) 
         torch.testing.assert_close(found(images).features[0], network.first(images))
 
 
+class Inferring(nn.Module):
+    """A trained network that always runs in torch's inference mode, which counts no writes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def test_blocks_that_write_in_inference_mode(images: Tensor) -> None:
+    torch.manual_seed(0)
+    network = Inferring(InPlace())
+    assert tapped(network, images).paths == ("network.first.2", "network.second.2")
+    with pytest.raises(UserError, match=r"'network\.first\.2' gives the tensor that 'network\.f"):
+        tapped(network, images, "network.first.1", "network.first.2")
+    with pytest.raises(UserError, match=r"'network\.first\.0': .* is written into after later"):
+        tapped(network, images, "network.first.0")
+    paths = tapped(Inferring(LikeResNet()), images).paths
+    assert paths == tuple(f"network.{path}" for path in BLOCKS)
+
+
 class ToTokens(nn.Module):
     """Writes into the map that it is given, and gives a view of it."""
 

@@ -176,6 +176,7 @@ class SharedBatchNorm(_BatchNorm):
     def __init__(self, norm: _BatchNorm, workers: Workers) -> None:
         # Not `super().__init__`: a class of the user's own may take other arguments.
         self.__dict__.update(norm.__dict__, workers=workers, _after=modules_after(norm) or ())
+        self.__dict__.pop("_compiled_call_impl", None)  # of `norm.compile()`, it would run `norm`
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2 or input.shape[1] != self.num_features:

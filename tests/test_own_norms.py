@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from threading import Lock
 
 import pytest
@@ -100,6 +101,27 @@ def test_what_computes_more_is_refused_by_name(norm: type[nn.Module], device: st
         refuse_own_norms(network, "student")
     with pytest.raises(UserError, match=r"train\.num_workers = 1"):
         convert_batch_norm(network, Workers(0, 2))
+
+
+def test_a_norm_whose_forward_was_replaced_is_refused() -> None:
+    """The new forward may be bound to the norm, and would normalise over one worker's samples."""
+    norm = nn.BatchNorm2d(3)
+    norm.forward = partial(norm.forward)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="student: batch norm '0' has had its forward replaced"):
+        refuse_own_norms(nn.Sequential(norm), "student")
+    with pytest.raises(UserError, match=r"train\.num_workers = 1"):
+        convert_batch_norm(nn.Sequential(norm), Workers(0, 2))
+
+
+def test_a_compiled_norm_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compiled of it would normalise over one worker's samples."""
+    exchanged: list[torch.Tensor] = []
+    monkeypatch.setattr(batch_norm, "all_reduce", lambda own: exchanged.append(own) or own)
+    norm = nn.BatchNorm2d(3)
+    norm.compile(backend="eager")
+    shared = convert_batch_norm(nn.Sequential(norm), Workers(0, 2))
+    shared(torch.randn(4, 3, 5, 5))
+    assert len(exchanged) == 1
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ class _Ended:
 def _run(network: nn.Module, paths: Sequence[str], images: Tensor) -> dict[str, _Ended | None]:
     """Return what the blocks gave, in the order in which they ended; None if it is no tensor."""
     ended: dict[str, _Ended | None] = {}
-    layers = [module for _, module in readable_modules(network) if _has_weights(module)]
-    hooks = [(layer, partial(_end_layer, ended)) for layer in layers]
+    layers = [(name, module) for name, module in readable_modules(network) if _has_weights(module)]
+    hooks = [(layer, partial(_end_layer, ended, name)) for name, layer in layers]
     # After those of the layers, as a layer may be a tap itself.
     blocks = [(network.get_submodule(path), partial(_end_block, ended, path)) for path in paths]
     with hooked([*hooks, *blocks]), left_as_it_was(network), torch.random.fork_rng(devices=[]):
@@ -114,10 +114,11 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _end_layer(
-    ended: Mapping[str, _Ended | None], module: nn.Module, arguments: Any, output: Any
+    ended: Mapping[str, _Ended | None], name: str, module: nn.Module, arguments: Any, output: Any
 ) -> None:
-    for block in ended.values():
-        if block is not None and block.until_next is None:
+    for path, block in ended.items():
+        is_part = path.startswith(f"{name}.")  # the module has weights of its own, and began first
+        if block is not None and block.until_next is None and not is_part:
             block.until_next = memory_mark(block.tensor)
 
 

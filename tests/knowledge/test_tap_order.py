@@ -212,3 +212,22 @@ def test_what_a_deeper_layer_adds_to_a_tap_is_not_read_there(form: str, device: 
     check_depth_order(Later(form, sums=False).to(device), ("stem",), images, "teacher")
     with pytest.raises(UserError, match=r"^teacher: tap 'stem': what this block gives is written"):
         check_depth_order(Later(form, sums=True).to(device), ("stem",), images, "teacher")
+
+
+class Scaled(nn.Module):
+    """A block with a weight of its own beside its layers, which ends with a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+        self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(self.conv(x) * self.scale)
+        return normed
+
+
+def test_a_module_around_a_tap_is_no_later_layer() -> None:
+    network = nn.Sequential(Scaled(), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(300, 2))
+    check_depth_order(network, ("0.conv", "0.norm"), IMAGES, "student")
+    check_depth_order(network, ("0",), IMAGES, "student")

@@ -57,7 +57,7 @@ def read_items(part: Any, where: str, normalisation: Normalisation | None) -> It
     labels: list[Any] = []
     for entry in _entries(part, where):
         image, label = _pair(entry, where)
-        if _is_batch(label) and not len(label) and not len(image):
+        if _is_batch(label) and not len(label) and np.shape(_scalar(image))[:1] == (0,):
             continue
         found = to_pixels(image, where, normalisation)
         is_batch = _is_batch(label) and not _is_one_image(found.values, label)

@@ -189,6 +189,7 @@ WRONG = (PIXELS / 255 - 0.5) / 0.1
         ([[PIXELS, LABELS]] * 3, None, "or train and val and test: give {'train'"),
         ([[(PIXELS, LABELS), (PIXELS / 255, LABELS)], FLOATS], None, "some images are floats"),
         ({"train": [(Image.new("RGBA", (4, 4)), 0)]}, None, "mode RGBA; convert them"),
+        ({"train": [(Image.new("L", (4, 4)), [])]}, None, "4 images, but 0 labels"),
         ({"train": [(Image.new("I;16", (4, 4)), 0)]}, None, "mode I;16; give them as floats in 0"),
     ],
 )  # fmt: skip

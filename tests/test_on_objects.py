@@ -319,7 +319,7 @@ def test_batches_without_images_are_left_out(trained: nn.Module) -> None:
         data = []
         for number in range(2):
             empty = torch.zeros(0, 1, 12, 12), torch.zeros(0, dtype=torch.long)
-            data.append([*pairs(number), empty] if with_empty else pairs(number))
+            data.append([empty, *pairs(number), empty] if with_empty else pairs(number))
         torch.manual_seed(3)
         rate = {"schedule": "constant", "warmup_epochs": 0}  # others depend on the number of steps
         result = distil(teacher, NeedsImages(3), data=tuple(data), **rate)

@@ -41,21 +41,20 @@ def check_iterable(batches: object, where: str) -> None:
 
 
 def first_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:
-    """Return the images of the first batch, and all batches, the first included.
+    """Return the images of the first batch that has any, and this batch with all that follow.
 
     Raises:
-        UserError: If there is no batch, or the first is not a batch of images.
+        UserError: If there is no image, or a batch is not one of images.
     """
     check_iterable(batches, where)
-    iterator = iter(batches)
-    batch = next(iterator, None)
-    if batch is None:
-        raise UserError(f"{where}: it gave no batch.")
-    images, _ = read_pair(batch, where)
-    check_images(images, None, where)
-    if not len(images):
-        raise UserError(f"{where}: its first batch has no image.")
-    return images, itertools.chain([batch], iterator)
+    iterator, missing = iter(batches), "batch"
+    for batch in iterator:
+        images, _ = read_pair(batch, where)
+        check_images(images, None, where)
+        if len(images):
+            return images, itertools.chain([batch], iterator)
+        missing = "image"
+    raise UserError(f"{where}: it gave no {missing}.")
 
 
 def differing_images(batches: Iterable[Any], where: str) -> tuple[Tensor, Iterator[Any]]:

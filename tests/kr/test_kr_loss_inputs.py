@@ -114,7 +114,7 @@ def relabelled(pairs: Pairs, change: Any) -> Pairs:
         (lambda p: [((x * 9).byte(), y) for x, y in p], "normalised"),
         (lambda p: [{"image": x, "label": y} for x, y in p], r"is dict; .*batch\['image'\]"),
         (lambda p: [x for x, _ in p], "is Tensor"),
-        (lambda p: [(p[0][0][:0], p[0][1][:0]), *p], "its first batch has no image"),
+        (lambda p: [(p[0][0][:0], p[0][1][:0])] * 2, "train_loader: it gave no image"),
     ],
 )
 def test_loaders_are_refused(

@@ -1,7 +1,9 @@
-"""The depth order of taps, which is the order in which a network runs their blocks.
+"""What must hold of the taps of a network: their order, and that later layers leave them alone.
 
-Groups of taps are contiguous ranges of depth. With taps in another order, a group would mix depths
-and teach a student's tap of yet another depth, and no other check would detect it.
+Groups of taps are contiguous ranges of depth, which is the order in which a network runs their
+blocks. With taps in another order, a group would mix depths and teach a student's tap of yet
+another depth. A tap into which a later layer writes is read with the values of that layer. No other
+check would detect either.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _MAKE_NEW = "Let a new tensor be made (x = x + ..., inplace=False), or name"
 
 
 def check_depth_order(model: nn.Module, paths: Sequence[str], images: Tensor, where: str) -> None:
-    """Refuse taps that are not named in the order in which the network runs their blocks.
+    """Refuse taps that are not in the order in which their blocks run, or are written into later.
 
     If a block runs several times, its last run counts, as the tap reads its last output. A tap
     reads the values that are in a block's output when the whole network has run. So a later block

@@ -185,7 +185,7 @@ def write_safetensors(folder: Path) -> None:
 
 
 EXPERIMENT = """name = "mine"
-storage_path = "/tmp/x"
+storage_path = "runs-of-this-test"
 [data]
 source = "digits"
 seed = 3

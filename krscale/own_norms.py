@@ -46,12 +46,15 @@ def refuse_own_norms(
     for name, module in model.named_modules():
         is_norm = isinstance(module, _BatchNorm) and not isinstance(module, known)
         if is_norm and modules_after(module) is None:
-            own = f"is of a class of its own, {type(module).__name__},"
-            own = "has had its forward replaced" if "forward" in vars(module) else own
+            own = (
+                "has had its forward replaced"
+                if "forward" in vars(module)
+                else f"is of a class of its own, {type(module).__name__}, and computes more than "
+                "torch's and its own modules after that"
+            )
             raise UserError(
-                f"{where}: batch norm {name!r} {own} and computes more than torch's and "
-                "its own modules after that. Over several workers that would be left out: train on "
-                "one (train.num_workers = 1, train.max_workers = 0; of a teacher "
+                f"{where}: batch norm {name!r} {own}. Over several workers that would be left out: "
+                "train on one (train.num_workers = 1, train.max_workers = 0; of a teacher "
                 "teacher.num_workers = 1), or use nn.BatchNorm modules."
             )
 

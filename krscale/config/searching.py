@@ -66,10 +66,10 @@ class SearchConfig(Section):
     8 trials per size, this reduced accuracy where it was measured (docs/benchmarks.md)."""
     max_wall_seconds: Weight = 0.0
     """No trial is started once the search has taken this long, over all starts of the run; 0 is no
-    limit. Of the current start, all counts from the moment at which the studies are opened: the
-    start of Ray and of its workers, trials, and final trainings between them. Of earlier starts,
-    the time counts in which a trial ran that was not interrupted. Data, teacher and stores never
-    count. Afterwards, the winners are still trained again with new seeds."""
+    limit. In the current start, the time counts from the opening of the studies on: the start of
+    Ray and of its workers, trials, and final trainings between them. Of earlier starts, only the
+    time counts in which trials ran that were not interrupted. Preparing data, teacher and stores
+    never counts. Afterwards, the winners are still trained again with new seeds."""
     max_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
     """No trial is started once all trials together have trained this many epochs; 0 is no limit.
     The final trainings of the winners do not count."""

@@ -232,7 +232,7 @@ def _pairs(batches: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]
     check_iterable(batches, where)
     for batch in batches:
         images, labels = read_pair(batch, where)
-        if images.numel() or labels.numel():  # not all networks run on none
+        if images.numel() or labels.numel():  # not all networks run on no images
             yield images, labels
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -73,6 +74,27 @@ class TeacherNetwork:
     preprocessing: Preprocessing = DEFAULT
     image_shape: tuple[int, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        teacher: nn.Module,
+        taps: tuple[str, ...],
+        stage_ends: tuple[int, ...],
+        image_shape: tuple[int, int, int],
+    ) -> TeacherNetwork:
+        """Determine the properties of a teacher, which may be on meta tensors."""
+        stages = stage_paths(teacher, taps)
+        return cls(
+            taps,
+            stage_ends,
+            stages,
+            stage_shapes(teacher, stages, image_shape),
+            num_parameters(teacher),
+            count_flops(teacher, image_shape),
+            preprocessing_of_network(teacher),
+            tuple(image_shape),
+        )
+
     @property
     def num_taps(self) -> int:
         """Number of taps `D`, the classifier included."""
@@ -111,7 +133,6 @@ class Networks:
         experiment = with_found_taps(experiment, task)
         teacher = shapes_only(experiment.teacher, task, "teacher", experiment.teacher.width)
         taps, stage_ends = resolve_taps(teacher, experiment.teacher.taps, "teacher.taps")
-        stages = stage_paths(teacher, taps)
         shape = input_shape(teacher, task.image_shape)
         if not experiment.teacher.weights:  # the teacher will be trained
             # Full batches: `train.gradient_accumulation` applies to students only.
@@ -119,25 +140,14 @@ class Networks:
             check_batch_norm(teacher, shape, batches, "teacher")
             if experiment.teacher.num_workers > 1:
                 refuse_own_norms(teacher, "teacher")
+        describe = partial(TeacherNetwork.of, teacher, taps, stage_ends, shape)
         return cls(
             experiment,
             task.num_classes,
             task.image_shape,
             task.num_train,
-            remembered(
-                "teacher", experiment.teacher, task, experiment.teacher.width,
-                lambda: TeacherNetwork(
-                    taps,
-                    stage_ends,
-                    stages,
-                    stage_shapes(teacher, stages, shape),
-                    num_parameters(teacher),
-                    count_flops(teacher, shape),
-                    preprocessing_of_network(teacher),
-                    tuple(shape),
-                ),
-            ),
-        )  # fmt: skip
+            remembered("teacher", experiment.teacher, task, experiment.teacher.width, describe),
+        )
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Networks:
         """Return the networks of the experiment with other values; see `of` for the teacher.
@@ -190,7 +200,7 @@ class Networks:
         student = shapes_only(config, self, where, width)
         taps, _ = resolve_taps(student, config.taps, f"{where}.taps")
         shape = input_shape(student, self.image_shape)
-        if config.model not in ZOO or config.taps:
+        if config.model not in ZOO or config.taps:  # the zoo's own taps are in order
             check_depth_order(student, taps, zeros(student, shape), f"{where}.taps")
         methods = (parse_method(name)[0] for name in methods_of(experiment))
         compared = [method for method in methods if issubclass(method, FeatureMethod)]

@@ -15,10 +15,10 @@ from filelock import FileLock
 from krscale.errors import StorageError, UserError
 from krscale.storage.address import place_of
 from krscale.storage.driver_lock import DriverLock
+from krscale.storage.heartbeats import Heartbeats
 from krscale.storage.objects import Objects
 from krscale.storage.run_copy import FETCHING, RunCopy
 from krscale.storage.run_files import ARCHIVE, UNFINISHED
-from krscale.storage.signs_of_life import SignsOfLife
 from krscale.storage.trial_files import HERE
 
 LOOK_SECONDS = 2.0
@@ -131,7 +131,7 @@ class RunMirror:
         say: Takes a line for the user.
 
     Attributes:
-        life: The driver's signs of life.
+        heartbeats: The heartbeats of the driver.
         signs: Signs from workers on other machines: name -> a number that changes with each sign.
         discarded: Names of objects to delete once they are listed.
     """
@@ -139,10 +139,10 @@ class RunMirror:
     def __init__(self, copy: RunCopy, say: Callable[[str], None]) -> None:
         self.copy, self.say = copy, say
         self.lock = DriverLock(copy.objects, copy.run, say)
-        self.life = SignsOfLife(self.lock, say)
+        self.heartbeats = Heartbeats(self.lock, say)
         self.signs: dict[str, int] = {}
         self.discarded: set[str] = set()
-        copy.before_each = self.life.give
+        copy.before_each = self.heartbeats.write_if_due
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=work, name="run mirror", daemon=True)
@@ -155,7 +155,7 @@ class RunMirror:
         try:
             with FileLock(copy.folder / FETCHING):
                 before = self.lock.acquire()
-                self.life.begin()
+                self.heartbeats.begin()
                 if before is None and copy.is_there():
                     self.say(f"{copy.run} was put there by no driver; fetching it")
                     copy.fetch()
@@ -166,10 +166,10 @@ class RunMirror:
                     copy.fetch()
                 copy.begin(self.lock.start)
             copy.gather()
-            self.life.interrupts = True
-            self.life.check()
+            self.heartbeats.interrupts = True
+            self.heartbeats.check()
         except BaseException:
-            self.life.end()
+            self.heartbeats.end()
             raise
         for thread in self._threads:
             thread.start()
@@ -181,16 +181,16 @@ class RunMirror:
             StorageError: If that fails; the message says where the files are.
             UserError: If another driver has taken over.
         """
-        self.life.interrupts = False
+        self.heartbeats.interrupts = False
         self._stopped.set()
         try:
             for thread in self._threads:
                 thread.join()
-            self.life.check()
+            self.heartbeats.check()
             self.copy.send()
             self._look_at_workers()
-            self.life.end()  # a heartbeat after the release would take it back
-            self.life.check()
+            self.heartbeats.end()  # a heartbeat after the release would take it back
+            self.heartbeats.check()
             self.lock.release()
         except StorageError as error:
             raise StorageError(
@@ -198,7 +198,7 @@ class RunMirror:
                 "this machine sends it."
             ) from None
         finally:
-            self.life.end()
+            self.heartbeats.end()
 
     def _keep_up(self) -> None:
         """Send what has changed until the driver ends; runs in a thread."""
@@ -217,7 +217,7 @@ class RunMirror:
                     self.say(f"{text}. The search goes on, and what it writes is sent later.")
                 told = True
             except UserError as error:  # another driver has taken over
-                self.life.problem = error  # `life` ends this one
+                self.heartbeats.problem = error  # `heartbeats` ends this one
                 return
 
     def _watch(self) -> None:
@@ -229,16 +229,16 @@ class RunMirror:
             try:
                 self._look_at_workers()
             except StorageError:
-                continue  # `life` reports a storage that does not answer
+                continue  # `heartbeats` reports a storage that does not answer
             except UserError:
-                return  # another driver has taken over: `life` ends this one
+                return  # another driver has taken over: `heartbeats` ends this one
 
     def _look_at_workers(self) -> None:
         start = len(self.copy.run) + 1
         for key, info in self.copy.objects.list(f"{self.copy.run}/{UNFINISHED}").items():
             name = key[start:]
             if name in self.discarded:
-                self.life.give()  # another driver may go on from it
+                self.heartbeats.write_if_due()  # another driver may go on from it
                 self.copy.objects.delete(key)
                 self.signs.pop(name, None)
             elif name.endswith(".sign"):

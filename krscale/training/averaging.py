@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from krscale.knowledge.modes import copy_of
-from krscale.training.optimisers import SHORT
+from krscale.training.optimisers import HALF_PRECISION
 
 
 class AveragedStudent:
@@ -38,7 +38,7 @@ class AveragedStudent:
         self.exact = {
             name: value.float()
             for name, value in state.items()
-            if name in self.averaged and value.dtype in SHORT
+            if name in self.averaged and value.dtype in HALF_PRECISION
         }
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ _SET_ELSEWHERE = {
     "params": "krscale itself",
     "maximize": "krscale itself, as every loss is minimised",
 }
-SHORT = (torch.bfloat16, torch.float16)
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 """Types of weights with so few digits that sums of many small steps are lost in them."""
 _IN_PLACE_OF_FUSED = ("dampening", "differentiable", "foreach", "fused")
 """Options that exclude krscale's own `fused`."""
@@ -115,7 +115,9 @@ def _problem_of_fused(kind: Any, learner: nn.Module) -> str:
     weights = [weight for weight in learner.parameters() if weight.requires_grad]
     if any(weight.is_complex() for weight in weights):
         return "torch has no fused step for complex weights"
-    on_cpu = any(weight.device.type == "cpu" and weight.dtype in SHORT for weight in weights)
+    on_cpu = any(
+        weight.device.type == "cpu" and weight.dtype in HALF_PRECISION for weight in weights
+    )
     if kind is torch.optim.SGD and on_cpu:  # so torch 2.13, but for their last few numbers
         return "on a CPU, torch's fused SGD leaves weights in bf16 and fp16 as they are"
     return ""

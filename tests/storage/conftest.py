@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from krscale.storage import driver_lock, room, run_mirror, signs_of_life
+from krscale.storage import driver_lock, heartbeats, room, run_mirror
 from krscale.storage.address import CACHE_VARIABLE, working_folder
 
 
@@ -36,4 +36,4 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_lock, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(run_mirror, "LOOK_SECONDS", 1000.0)
     monkeypatch.setattr(run_mirror, "LIST_SECONDS", 1000.0)
-    monkeypatch.setattr(signs_of_life, "TRY_SECONDS", 1000.0)
+    monkeypatch.setattr(heartbeats, "TRY_SECONDS", 1000.0)

@@ -14,7 +14,7 @@ from run_folders import say, write
 
 from krscale.errors import StorageError, UserError
 from krscale.runs.aside import results_in
-from krscale.storage import driver_lock, run_copy, run_mirror, signs_of_life
+from krscale.storage import driver_lock, heartbeats, run_copy, run_mirror
 from krscale.storage.address import mark, working_folder
 from krscale.storage.objects import Objects
 from krscale.storage.run_files import rank, stamps
@@ -164,12 +164,12 @@ def test_a_run_that_has_only_been_claimed_has_come_to_nothing(machine: Machine) 
     assert results_in(one) == []
 
 
-def test_a_driver_gives_signs_of_life_while_much_is_brought(
+def test_a_driver_writes_heartbeats_while_much_is_brought(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another driver would take it for dead while its thread waits to send."""
-    monkeypatch.setattr(signs_of_life, "TRY_SECONDS", 0.01)
-    monkeypatch.setattr(signs_of_life, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeats, "TRY_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.0)
     one = write(machine("one") / "run", journal_dot_log="1\n")
     with mirrored(one, say):
         mirror, beats = run_mirror._active[str(one)], threading.Semaphore(0)
@@ -179,11 +179,11 @@ def test_a_driver_gives_signs_of_life_while_much_is_brought(
                 assert beats.acquire(timeout=30)
 
 
-def test_a_driver_gives_signs_of_life_between_objects(
+def test_a_driver_writes_heartbeats_between_objects(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole run takes minutes to send or fetch; another driver would take it for dead."""
-    monkeypatch.setattr(signs_of_life, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.0)
     beats = list[str]()
     monkeypatch.setattr(driver_lock.DriverLock, "beat", lambda lock: beats.append(lock.run))
     one = write(machine("one") / "run")
@@ -201,14 +201,14 @@ def test_a_driver_gives_signs_of_life_between_objects(
 def test_who_was_cut_off_sends_nothing_over_what_its_successor_has_sent(
     machine: Machine, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its next sign of life would show that it was cut off only ten seconds later."""
+    """Its next heartbeat would show that it was cut off only ten seconds later."""
     one, objects = write(machine("one") / "run"), Objects.open(uri)
 
     def drive() -> None:
         with mirrored(one, say):
             mirror = run_mirror._active[str(one)]
             write(one, journal_dot_log="of the first\n")
-            mirror.life._next_at = 0.0
+            mirror.heartbeats._next_at = 0.0
             with monkeypatch.context() as broken:
                 broken.setattr(Objects, "read", _refuse)
                 with pytest.raises(StorageError):
@@ -265,7 +265,7 @@ def test_one_driver_at_a_time(machine: Machine, monkeypatch: pytest.MonkeyPatch)
 def test_a_machine_that_was_copied_is_another(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Machines of one image have the same identifier; a driver on one lives beside the other."""
+    """Machines of one image have the same identifier; a driver on one may run beside the other."""
     one = write(machine("one") / "run")
     with mirrored(one, say):
         first = run_mirror._active[str(one)]

@@ -24,7 +24,7 @@ _MEMORY = re.compile(
 _LOST_RANK = re.compile(r"\bLostRankError: ")
 """The error of `group.py`, which Ray passes on as the error of a task or of an actor's start."""
 _NODE = re.compile(r"\(pid=\d+, ip=([^,)\s]+)")
-_NO_TRIALS_ERROR = re.compile(
+_NOT_OF_THE_TRIAL = re.compile(
     r"^(?:[\w.]+\.)?(?:DiskFullError|NodeError|StorageError): (.+)", re.MULTILINE
 )
 """Errors of the storage or of a node; any other trial would meet them, too."""
@@ -82,7 +82,7 @@ class TrialError:
 def _of_storage(error: BaseException | None, text: str, root: Path) -> StorageError | None:
     """Return the error of storage that a worker could not write; None for other errors."""
     # First, since it names the file: Ray's error of an actor that did not start has only a number.
-    if named := _NO_TRIALS_ERROR.search(_ending(text)):
+    if named := _NOT_OF_THE_TRIAL.search(_ending(text)):
         return StorageError(_on_node(text) + named[1])
     for each in filter(None, (error, Exception(_ending(text)))):
         found, number = storage_error(each), error_number(each)

@@ -1,4 +1,4 @@
-"""The thread that gives the signs of life of a driver."""
+"""The thread that writes the heartbeats of a driver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from run_folders import say, write
 
 from krscale.errors import StorageError, UserError
-from krscale.storage import driver_lock, run_mirror, signs_of_life
+from krscale.storage import driver_lock, heartbeats, run_mirror
 from krscale.storage.objects import Objects
 from krscale.storage.run_copy import RunCopy
 from krscale.storage.run_mirror import RunMirror, mirrored
@@ -26,8 +26,8 @@ MANY = 3000
 @pytest.fixture
 def often(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat is always due, and the thread looks often."""
-    monkeypatch.setattr(signs_of_life, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(signs_of_life, "TRY_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeats, "TRY_SECONDS", 0.01)
 
 
 def beats_of(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
@@ -46,17 +46,17 @@ def take_over(mirror: RunMirror) -> None:
     """Write the record of another driver, between two heartbeats of this one."""
     lock = driver_lock.DriverLock(mirror.copy.objects, mirror.copy.run, say)
     lock.start = driver_lock.Start(7, "other", "other", "process 1 on two")
-    with mirror.life._giving:
+    with mirror.heartbeats._writing:
         lock._write()
 
 
 def living() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "signs of life"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "heartbeats"]
 
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("last", [False, True])
-def test_signs_are_given_while_one_object_is_sent(
+def test_heartbeats_are_written_while_one_object_is_sent(
     last: bool, machine: Machine, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may take minutes; another driver would take this one for dead and write the same run."""
@@ -79,7 +79,7 @@ def test_signs_are_given_while_one_object_is_sent(
 
 
 @pytest.mark.usefixtures("often")
-def test_signs_are_given_while_a_run_is_fetched(
+def test_heartbeats_are_written_while_a_run_is_fetched(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with mirrored(write(machine("one") / "run"), say):
@@ -144,7 +144,7 @@ def test_a_takeover_while_the_last_object_is_sent_is_the_error(machine: Machine,
 def test_a_thread_that_fails_ends_the_driver(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without signs of life, another driver would write the same run."""
+    """Without heartbeats, another driver would write the same run."""
     one = write(machine("one") / "run")
 
     def broken(_lock: driver_lock.DriverLock) -> None:
@@ -184,7 +184,7 @@ def test_a_lock_that_cannot_be_renewed_is_said_once(
 
 
 @pytest.mark.usefixtures("often")
-def test_no_signs_are_given_of_a_driver_that_could_not_begin(
+def test_no_heartbeats_are_written_for_a_driver_that_could_not_begin(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_copy: RunCopy) -> None:
@@ -200,7 +200,7 @@ def test_no_signs_are_given_of_a_driver_that_could_not_begin(
 
 
 @pytest.mark.usefixtures("often")
-def test_no_signs_are_given_of_a_driver_that_is_interrupted_at_its_end(
+def test_no_heartbeats_are_written_for_a_driver_that_is_interrupted_at_its_end(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a notebook the process lives on, and drivers on other machines were refused."""

@@ -1,7 +1,7 @@
-"""Signs of life of a run's driver, which a thread of their own writes into the storage.
+"""The heartbeats of a run's driver, which a thread of their own writes into the storage.
 
-To send or fetch a single object may take minutes. Without a sign in that time, a driver on another
-machine would take this one for dead, and two drivers would write one run.
+To send or fetch a single object may take minutes. Without a heartbeat in that time, a driver on
+another machine would count this one as ended, and two drivers would write one run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRY_SECONDS = 2.0
 """Time between two checks whether a heartbeat is due."""
 
 
-class SignsOfLife:
+class Heartbeats:
     """Writes the heartbeats of a driver, from `begin` to `end`.
 
     Args:
@@ -36,9 +36,9 @@ class SignsOfLife:
         self.lock, self.say = lock, say
         self.interrupts = False
         self.problem: Exception | None = None
-        self._giving, self._next_at = threading.Lock(), math.inf
+        self._writing, self._next_at = threading.Lock(), math.inf
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
+        self._thread = threading.Thread(target=self._keep_writing, name="heartbeats", daemon=True)
 
     def begin(self) -> None:
         """Write heartbeats from now on."""
@@ -56,7 +56,7 @@ class SignsOfLife:
         if self.problem is not None:
             raise self.problem
 
-    def give(self) -> None:
+    def write_if_due(self) -> None:
         """Write a heartbeat if one is due; called also before each object is sent.
 
         It stays due until it is written. So a driver that was cut off from the storage for long
@@ -66,7 +66,7 @@ class SignsOfLife:
             UserError: If another driver has taken over.
             StorageError: If the storage cannot be read or written.
         """
-        with self._giving:
+        with self._writing:
             self.check()
             if time.monotonic() < self._next_at:
                 return
@@ -79,12 +79,12 @@ class SignsOfLife:
                 raise
             self._next_at = time.monotonic() + BEAT_SECONDS
 
-    def _live(self) -> None:
+    def _keep_writing(self) -> None:
         """Write heartbeats until `end`; runs in a thread."""
         told = False
         while not self._ended.wait(TRY_SECONDS):
             try:
-                self.give()
+                self.write_if_due()
                 told = False
             except StorageError as error:
                 if not told:
@@ -94,7 +94,7 @@ class SignsOfLife:
                         f"machine may take the run over."
                     )
                 told = True
-            except Exception as error:  # noqa: BLE001 - without signs, the driver must not go on
+            except Exception as error:  # noqa: BLE001 - without heartbeats, the driver must not go on
                 self.problem = error
                 self.say(str(error))
                 if self.interrupts:

@@ -201,8 +201,8 @@ def _explained_by_loader() -> Iterator[None]:
 class _Tapped(TappedModel):
     """A student whose logits are extracted from its output."""
 
-    def forward(self, images: Tensor) -> TapOutputs:
-        outputs = super().forward(images)
+    def forward(self, images: Tensor, read: bool = True) -> TapOutputs:
+        outputs = super().forward(images, read)
         return TapOutputs(logits_of(outputs.logits), outputs.features, outputs.stages)
 
 

@@ -52,8 +52,11 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
                 "r_seconds": round(forward_ratio(trainings["plain"], teacher, clock), 1),
                 "kr_store_over_plain": early,
                 "kr_interval": ratio_interval(near, "kr_store", "plain"),
+                "kr_second_over_plain": ratio(near, "kr_second", "plain"),
+                "kr_second_interval": ratio_interval(near, "kr_second", "plain"),
                 "plain_again_over_plain": ratio(near, "plain_again", "plain"),
                 "plain_again_interval": ratio_interval(near, "plain_again", "plain"),
+                "kr_late_over_plain": late,
                 "kr_training_over_plain": round(share * early + (1.0 - share) * late, 3),
                 "kd_store_over_plain": ratio(near, "kd_store", "plain"),
                 "online_kr_over_kr_store": ratio(far, "kr_online", "kr_store"),
@@ -66,8 +69,9 @@ def measure_steps(setting: Setting, num_rounds: int) -> list[dict[str, Any]]:
 
 
 def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> dict[str, Training]:
-    def training(method: str, *, online: bool = False, heads: bool = True) -> Training:
-        experiment = setting.with_changes(f"distill.method={method}", "train.num_epochs=1000")
+    def training(method: str, *changes: str, online: bool = False, heads: bool = True) -> Training:
+        method_changes = (f"distill.method={method}", "train.num_epochs=1000", *changes)
+        experiment = setting.with_changes(*method_changes)
         built = build_training(
             experiment, setting.assets, size.width, Workers.alone(setting.device)
         )
@@ -83,6 +87,7 @@ def _trainings(setting: Setting, size: StudentSize, teacher: LoadedTeacher) -> d
         "plain_again": training("plain"),
         "kd_store": training("kd"),
         "kr_store": training("kr"),
+        "kr_second": training("kr", "distill.auxiliary_interval=2"),
         # As it is after `auxiliary_until`.
         "kr_late": training("kr", heads=False),
         "kd_online": training("kd", online=True),

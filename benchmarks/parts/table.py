@@ -36,21 +36,26 @@ def _commands(result: Mapping[str, Any]) -> str:
 def _steps(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Teacher: {result['teacher']}; r = teacher's / student's forward, in FLOPs (and seconds). "
-        "A step of KR teaches every head; over a training, steps of its last part do not "
-        "(`distill.auxiliary_until`). In brackets 95 % intervals of the median over rounds; the "
-        "same plain training a second time shows how far a ratio can be trusted.",
+        "A step of KR teaches every head; steps of the last part of a training do not "
+        "(`distill.auxiliary_until`), nor does every second one with "
+        "`distill.auxiliary_interval = 2`. In brackets 95 % intervals of the median over rounds; "
+        "the same plain training a second time shows how far a ratio can be trusted.",
         "",
-        "| student | r | plain ms | KR + store / plain (goal 1.05) | over a training "
+        "| student | r | plain ms | KR + store / plain (goal 1.05) "
+        "| heads in every second step (goal 1.05) | without heads | over a training "
         "| KD + store / plain | plain again / plain "
         "| online KR / KR + store (goal: 0.9 (3 + r) / 3; the same with r in seconds) "
         "| online KD / KD + store |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for pair in result["pairs"]:
         goal, in_seconds = (0.9 * (3 + pair[r]) / 3 for r in ("r", "r_seconds"))
         lines.append(
             f"| {pair['student']} | {pair['r']} ({pair['r_seconds']}) | {pair['plain_ms']} "
             f"| {pair['kr_store_over_plain']}{_between(pair.get('kr_interval'))} "
+            f"| {pair.get('kr_second_over_plain', 'not measured')}"
+            f"{_between(pair.get('kr_second_interval'))} "
+            f"| {pair.get('kr_late_over_plain', 'not measured')} "
             f"| {pair.get('kr_training_over_plain', 'not measured')} "
             f"| {pair['kd_store_over_plain']} "
             f"| {pair.get('plain_again_over_plain', 'not measured')}"

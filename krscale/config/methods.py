@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from krscale.choices import (
     ALIGNMENTS,
@@ -239,6 +239,10 @@ class KRSettings(DistillationSettings):
     ] = 0.7
     """Share of the training after which only the classifier is taught, if a schedule is `falling`
     or `coarsening`."""
+    auxiliary_interval: Annotated[Count, Field(le=10)] = 1
+    """Teach these groups, and where stages are active, in every n-th step only, with n times their
+    weight; the steps between cost what they cost without them. In a loop of your own
+    (`krscale.KRLoss`) it must be 1."""
     head_grid: Count = 4
     """Auxiliary heads read a tap's means over the cells of a grid with this many rows and columns,
     not over the whole map."""

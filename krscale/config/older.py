@@ -20,10 +20,12 @@ FORMER_OF_KR: Mapping[str, Any] = {
     "alignment": "depth",
     "auxiliary_schedule": "constant",
     "auxiliary_until": 0.7,
+    "auxiliary_interval": 1,
     "where_weight": 0.0,
     "where_schedule": "constant",
 }
-"""Settings of KR that were added with its second formulation, at the values that give the first."""
+"""Settings of KR that were added with its second formulation or since, at the values that give the
+first."""
 FORMER_WEIGHT = 2.0
 """Default of `kr_weight` in the first formulation. Stored runs hold the value itself."""
 MENDED = "logit_standardisation"

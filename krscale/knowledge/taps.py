@@ -75,15 +75,19 @@ class TappedModel(nn.Module):
         self.model = model
         self.paths, self.stages = tuple(paths), tuple(stages)
 
-    def forward(self, images: Tensor) -> TapOutputs:
+    def forward(self, images: Tensor, read: bool = True) -> TapOutputs:
         """Run the network once.
 
         Args:
             images: `[B, C, H, W]`.
+            read: Whether to read its blocks. If not, only the logits are returned, unless the
+                network is compiled: its code would have no taps from then on.
 
         Raises:
             UserError: If a tapped block did not run, or did not return a tensor.
         """
+        if not read and self.model is unwrapped(self.model):
+            return run_tapped(self.model, (), images)
         return run_tapped(self.model, self.paths, images, self.stages)
 
 

@@ -33,6 +33,11 @@ def checked_settings(values: Mapping[str, Any]) -> KRSettings:
             "one, e.g. krscale.losses.dkd(...).mean()."
         )
     settings = KRSettings.from_keywords(values, "KRLoss")
+    if settings.auxiliary_interval != 1:
+        raise UserError(
+            "KRLoss: auxiliary_interval: krscale's own training counts the steps, and this loss "
+            f"cannot: only 1 is allowed (got {settings.auxiliary_interval})."
+        )
     if not any(getattr(settings, name) for name in _WEIGHTS):
         raise UserError(f"KRLoss: {', '.join(_WEIGHTS)}: all are 0, so nothing would be learnt.")
     return settings

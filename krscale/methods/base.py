@@ -139,6 +139,20 @@ class Method(nn.Module, ABC):
             progress: 0 in the first epoch, 1 in the last.
         """
 
+    def begin_step(self, step: int) -> None:
+        """Update what changes from step to step; called before every step of a training.
+
+        All parts of a batch, and all workers, take the same step.
+
+        Args:
+            step: Number of the step in the training, from 0.
+        """
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether this step needs what `reads` names; without it, the logits are enough."""
+        return True
+
     def diagnostics(self) -> dict[str, Tensor]:
         """Return scalars of the last forward to log; without gradient or host synchronisation."""
         return {}

@@ -76,7 +76,7 @@ class KR(Method):
         self.register_buffer("group_weights", torch.zeros(len(groups)), persistent=False)
         num_taps = context.num_teacher_taps
         self.register_buffer("tap_weights", torch.zeros(len(groups), num_taps), persistent=False)
-        self.progress = 0.0
+        self.progress, self.is_auxiliary_step = 0.0, True
         self.weigh(context.information_gain)
 
         shapes = (*context.student_shapes, (context.num_classes,))
@@ -127,7 +127,7 @@ class KR(Method):
             where: The teacher's distributions over positions, one for each stage.
         """
         logits = student.logits.float()
-        taught = slice(None if self.teaches_heads else -1, None)
+        taught = slice(None if self._reads_heads else -1, None)
         weights = self.tap_weights[taught]
         soft_targets = mix_taps(tap_logits, weights, self.temperature, self.mixing)
         constant = self.settings.sparsity_schedule == "constant"
@@ -150,7 +150,11 @@ class KR(Method):
                 distilled = method.distillation(logits, tap_logits[:, -1], classes)
                 terms[method.term] = method.term_weight * distilled
         if self.where is not None and self.teaches_where:
-            terms["where"] = self.current_where_weight * self.where(student.stages, where)
+            terms["where"] = (
+                self.current_where_weight * self.where(student.stages, where)
+                if self.is_auxiliary_step
+                else torch.zeros_like(loss)  # every step of an epoch has the same terms
+            )
         if self.parameter_source is not None:
             # One scalar for the whole batch: every sample gets it, so that their mean equals it.
             whole = self.parameter_weight * self.parameter_source()
@@ -168,18 +172,33 @@ class KR(Method):
         sparsity = scheduled(settings.sparsity, settings.sparsity_schedule, self.progress)
         self.current_sparsity.fill_(sparsity)
         left = self._left() if settings.where_schedule == "falling" else 1.0
-        self.current_where_weight.fill_(settings.where_weight * left)
+        weight = settings.where_weight * settings.auxiliary_interval
+        self.current_where_weight.fill_(weight * left)
         self.teaches_where = left > 0.0
         if settings.auxiliary_schedule != "constant":
             self._weigh_groups()
 
+    def begin_step(self, step: int) -> None:
+        """Teach the auxiliary groups and the positions in this step, or leave them out."""
+        self.is_auxiliary_step = step % self.settings.auxiliary_interval == 0
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether heads or positions are taught in this step."""
+        stages = self.where is not None and self.teaches_where and self.is_auxiliary_step
+        return self._reads_heads or stages
+
+    @property
+    def _reads_heads(self) -> bool:
+        return self.teaches_heads and self.is_auxiliary_step
+
     def group_logits(self, student: TapOutputs) -> Tensor:
         """Return the student's logits for every group, `[B, G, K]` fp32; its own logits come last.
 
-        If no other group is taught, only its own logits, `[B, 1, K]`.
+        If no other group is taught in this step, only its own logits, `[B, 1, K]`.
         """
         logits = student.logits.float()
-        if not self.teaches_heads:
+        if not self._reads_heads:
             if self.head_taps and dist.is_available() and dist.is_initialized():
                 # Data-parallel training waits for the gradient of every parameter.
                 unused = [parameter.sum() for parameter in self.heads.parameters()]
@@ -193,7 +212,7 @@ class KR(Method):
 
     def _weigh_groups(self) -> None:
         settings, count = self.settings, len(self.groups)
-        factor, left = settings.auxiliary_weight, self._left()
+        factor, left = settings.auxiliary_weight * settings.auxiliary_interval, self._left()
         if settings.auxiliary_schedule == "coarsening":
             # Rounding keeps tiny excesses over a whole number from adding a group.
             count = 1 + math.ceil(round(left * (count - 1), 9))

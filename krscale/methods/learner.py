@@ -98,7 +98,7 @@ class Learner(nn.Module):
                 "this method needs one class for every image, but the images of the batch are made "
                 "of two; build the loader without views.mixup and views.cutmix"
             )
-        outputs = self.tapped(batch.images)
+        outputs = self.tapped(batch.images, self.method.reads_blocks)
         with torch.autocast(outputs.logits.device.type, enabled=False):
             terms = self.method(outputs, batch)
         return LearnerOutput(terms, outputs.logits.float(), self.method.diagnostics())

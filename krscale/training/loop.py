@@ -156,6 +156,7 @@ class Training:
         draw_own_numbers(self.settings.seed, self.epoch, self.workers.rank)
         sums = EpochSums(self.workers.device)
         for batch in self.loader.epoch(self.epoch):
+            self.learner.method.begin_step(self.schedule.last_epoch)
             output, terms = self._step(batch)
             sums.add(terms, output, batch)
             if self.schedule.last_epoch == 1:

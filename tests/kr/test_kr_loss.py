@@ -52,6 +52,12 @@ def test_defaults_are_the_configs(teacher: nn.Module, student: nn.Module, pairs:
     assert kr.reduction == "mean"
 
 
+def test_steps_are_not_counted_here(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    with pytest.raises(UserError, match=r"auxiliary_interval: .* only 1 is allowed \(got 2\)"):
+        KRLoss.from_networks(teacher, student, pairs, auxiliary_interval=2)
+    assert KRLoss.from_networks(teacher, student, pairs, auxiliary_interval=1)
+
+
 def test_what_is_returned(teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
     images, labels = pairs[0]
     kr = make(teacher, student, pairs)

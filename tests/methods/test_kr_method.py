@@ -342,6 +342,45 @@ def test_positions_have_a_weight_and_a_schedule_of_their_own(
     assert torch.equal(terms["kr"], plain(student, batch)["kr"])
 
 
+def test_groups_and_positions_of_every_nth_step_have_the_gradient_of_all_steps() -> None:
+    """Summed over n steps of one batch, the gradient is that of n steps that teach everything."""
+    context, student, batch = with_stages()
+
+    def gradients(interval: int) -> tuple[list[Tensor], list[Tensor], list[bool]]:
+        method = make(context, where_weight=3.0, auxiliary_interval=interval)
+        stages = tuple(stage.detach().requires_grad_() for stage in student.stages)
+        own = replace(student, stages=stages, logits=student.logits.detach().requires_grad_())
+        losses, read = [], []
+        for step in range(3):
+            method.begin_step(step)
+            read.append(method.reads_blocks)
+            features = own if read[-1] else TapOutputs(own.logits, ())
+            terms = method(features, batch)
+            assert list(terms) == ["ce", "kr", "where"]
+            losses.append(torch.stack(list(terms.values())).sum())
+        torch.stack(losses).sum().backward()
+        found = (own.logits, *own.stages, *method.parameters())
+        return [x.grad for x in found if x.grad is not None], losses, read
+
+    every, losses, read = gradients(1)
+    assert read == [True, True, True]
+    third, losses_of_third, read = gradients(3)
+    assert read == [True, False, False]
+    assert len(third) == len(every) == 7  # of the logits, two stages, and two heads
+    torch.testing.assert_close(third, every)
+    torch.testing.assert_close(sum(losses_of_third), sum(losses))
+
+
+def test_a_loss_without_heads_and_positions_reads_no_block() -> None:
+    student, batch = example()
+    method = make(granularity="stage")
+    assert method.reads_blocks
+    method.begin_epoch(1.0)
+    assert not method.reads_blocks
+    method(TapOutputs(student.logits, ()), batch)
+    assert not make(granularity=1).reads_blocks
+
+
 def test_without_weight_or_positions_nothing_is_asked_of_the_teacher() -> None:
     context, _, _ = with_stages()
     assert make(context, where_weight=1.0).feature_kinds == {"where"}

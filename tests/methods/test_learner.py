@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,10 @@ CONTEXT = MethodContext(
 )
 
 
-def make(name: str = "kr+kd") -> Learner:
+def make(name: str = "kr+kd", **changes: Any) -> Learner:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    settings = {**DistillConfig().model_dump(), "posterior": {"kd": 0.5}}
+    settings = {**DistillConfig().model_dump(), "posterior": {"kd": 0.5}, **changes}
     return Learner(student, ("1",), build_method(name, CONTEXT, settings))
 
 
@@ -84,6 +86,36 @@ def test_compiled_equals_eager() -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_equals_eager_in_the_steps_between() -> None:
+    """The blocks are read in every second step only, and the compiled code of both is kept."""
+    torch._dynamo.reset()
+    learner, compiled = make(auxiliary_interval=2), make(auxiliary_interval=2)
+    compiled.compile(backend="eager")
+    for step in range(6):
+        batch = make_batch(16)
+        for either in (learner, compiled):
+            either.method.begin_step(step)
+        expected, got = gradients(learner, batch), gradients(compiled, batch)
+        assert len(got) == (6 if step % 2 == 0 else 4)
+        torch.testing.assert_close(got, expected)
+
+
+def test_blocks_are_read_where_they_are_needed() -> None:
+    learner = make(auxiliary_interval=2)
+    called: list[int] = []
+    for step in range(4):
+        learner.method.begin_step(step)
+        before = len(learner.student[1]._forward_hooks)
+        handle = learner.student[2].register_forward_pre_hook(
+            lambda *given, step=step: called.append(len(learner.student[1]._forward_hooks))
+        )
+        learner(make_batch())
+        handle.remove()
+        assert before == 0
+    assert called == [1, 0, 1, 0]
+
+
 @pytest.mark.usefixtures("process_group")
 def test_data_parallel_equals_alone() -> None:
     parallel = nn.parallel.DistributedDataParallel(make())
@@ -91,3 +123,16 @@ def test_data_parallel_equals_alone() -> None:
         torch.testing.assert_close(
             gradients(parallel, make_batch(size)), gradients(make(), make_batch(size))
         )
+
+
+@pytest.mark.usefixtures("process_group")
+def test_data_parallel_equals_alone_in_the_steps_between() -> None:
+    alone = make(auxiliary_interval=2)
+    parallel = nn.parallel.DistributedDataParallel(make(auxiliary_interval=2))
+    for step in range(4):
+        alone.method.begin_step(step)
+        parallel.module.method.begin_step(step)
+        got = gradients(parallel, make_batch())
+        expected = gradients(alone, make_batch())
+        assert len(got) == 6
+        torch.testing.assert_close([g for g in got if g.any()], [g for g in expected if g.any()])

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from methods.test_method_contract import PATHS, context, make_batch, student_network
 from pydantic import ValidationError
 from torch import Tensor
@@ -20,6 +20,7 @@ SETTINGS = [(name, field) for name, cls in CLASSES.items() for field in cls.mode
 every_setting = pytest.mark.parametrize(("name", "field"), SETTINGS)
 
 OTHER_VALUES: dict[str, Any] = {
+    "auxiliary_interval": 2,
     "granularity": "network",
     "parameter_weight": 0.5,
     "reviewkd_warmup": 0.9,
@@ -90,6 +91,8 @@ def test_every_setting_is_bounded(name: str, field: str) -> None:
             refused.append(bound.gt)
         elif isinstance(bound, Lt):
             refused.append(bound.lt)
+        elif isinstance(bound, Le):
+            refused.append(bound.le + 1)
     if isinstance(info.default, float):
         assert any(isinstance(bound, Ge | Gt) for bound in info.metadata), "no lower bound"
         refused += [float("inf"), float("nan")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +14,13 @@ from krscale.config import DataConfig, TrainConfig, ViewsConfig, load
 from krscale.config.training import Precision
 from krscale.data import Split, prepare_data
 from krscale.data.loader import Loader
-from krscale.methods import MethodContext, build_method
+from krscale.methods import Batch, MethodContext, build_method
 from krscale.methods.learner import Learner
-from krscale.parallel import Workers
+from krscale.models.preprocessing import DEFAULT
+from krscale.parallel import Workers, share_of
 from krscale.setup.network_builder import build_teacher
 from krscale.setup.teacher_training import build_teacher_training
-from krscale.training.loop import Training, evaluate
+from krscale.training.loop import Training, evaluate, fit
 
 
 class WithoutNorm(nn.Module):
@@ -121,6 +122,45 @@ def dropout_on_workers(workers: Workers, folder: Path) -> dict[str, Tensor]:
     weights = {name: value.clone() for name, value in training.student.state_dict().items()}
     again = {f"again {name}": value for name, value in resumed.student.state_dict().items()}
     return {"first": first, "second": second, "repeated": torch.cat(repeated), **weights, **again}
+
+
+class Told:
+    """Batches of random images with a teacher's outputs, of which each worker takes its share."""
+
+    images, preprocessing = torch.zeros(0, 1, 8, 8), DEFAULT
+    num_samples, num_steps = 24, 4
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(epoch)
+        for _ in range(self.num_steps):
+            images = torch.randn(6, 1, 8, 8, generator=generator)
+            labels = torch.randint(10, (6,), generator=generator)
+            said = torch.randn(6, 2, 10, generator=generator)
+            whole = Batch(images, labels, torch.arange(6), said, 6)
+            yield whole.rows(*share_of(6, self.workers.rank, self.workers.world_size))
+
+
+def taught_in_every_second_step(workers: Workers) -> dict[str, Tensor]:
+    """Return the weights of a student and of its head, which every second step teaches."""
+    torch.manual_seed(7)
+    context = MethodContext(
+        num_classes=10,
+        num_teacher_taps=2,
+        stage_ends=(1, 2),
+        information_gain=torch.tensor([0.4, 0.8]),
+        student_shapes=((4, 6, 6),),
+        student_layers=((), ()),
+        teacher_histograms=None,
+        teacher_layer_sizes=torch.ones(2),
+    )
+    method = build_method("kr", context, {"auxiliary_interval": 2})
+    learner = Learner(WithoutNorm(), ("first",), method)
+    settings = TrainConfig(num_epochs=3, global_batch_size=6, learning_rate=0.3, weight_decay=0.01)
+    fit(Training(learner, Told(workers), None, settings, workers), lambda metrics: None)
+    return {name: value.clone() for name, value in learner.state_dict().items()}
 
 
 def teacher_after_an_epoch(workers: Workers, cache: Path) -> dict[str, Tensor]:

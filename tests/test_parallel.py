@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accumulated_training import (
     dropout_on_workers,
     judged_without_running_statistics,
+    taught_in_every_second_step,
     teacher_after_an_epoch,
     training_with_dropout,
     weights_after_an_epoch,
@@ -129,6 +130,7 @@ def _work(rank, folder):
     results["single"] = weights_after_an_epoch(workers, 41, Path(folder) / "cache", "bf16")
     results["teacher"] = teacher_after_an_epoch(workers, Path(folder) / "cache")
     results["dropout"] = dropout_on_workers(workers, Path(folder))
+    results["heads"] = taught_in_every_second_step(workers)
     loop.EVALUATION_BATCH_SIZE = 8  # the first worker has two batches, the second one
     results["judged"] = judged_without_running_statistics(workers, Path(folder) / "cache")
     torch.save(results, f"{folder}/{rank}.pt")
@@ -192,6 +194,18 @@ class TestTwoProcesses:
                     rtol=1e-4,
                     atol=1e-5,
                     msg=lambda m, k=key: f"{k}: {m}",
+                )
+
+    def test_heads_that_some_steps_teach_equal_those_of_one_process(self, results):
+        """In the steps between, a gradient of 0 let their momentum and decay go on."""
+        expected = taught_in_every_second_step(Workers.alone())
+        assert "method.heads.0.weight" in expected
+        for result in results:
+            assert list(result["heads"]) == list(expected)
+            for key, value in expected.items():
+                found = result["heads"][key]
+                torch.testing.assert_close(
+                    found, value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
                 )
 
     def test_a_teacher_of_two_is_that_of_one_process(self, results, tmp_path):

@@ -153,6 +153,10 @@ class Method(nn.Module, ABC):
         """Whether this step needs what `reads` names; without it, the logits are enough."""
         return True
 
+    def untaught_weights(self) -> Sequence[nn.Parameter]:
+        """Return weights of the method that this step does not teach; the optimiser skips them."""
+        return ()
+
     def diagnostics(self) -> dict[str, Tensor]:
         """Return scalars of the last forward to log; without gradient or host synchronisation."""
         return {}

@@ -188,6 +188,10 @@ class KR(Method):
         stages = self.where is not None and self.teaches_where and self.is_auxiliary_step
         return self._reads_heads or stages
 
+    def untaught_weights(self) -> Sequence[nn.Parameter]:
+        """Return the weights of the heads in steps without them."""
+        return () if self._reads_heads else tuple(self.heads.parameters())
+
     @property
     def _reads_heads(self) -> bool:
         return self.teaches_heads and self.is_auxiliary_step

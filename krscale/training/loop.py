@@ -222,6 +222,10 @@ class Training:
         self.optimiser.zero_grad(set_to_none=True)
         parts = self._parts(batch)
         outputs = [self._backward(part, last=part is parts[-1]) for part in parts]
+        for weight in self.learner.method.untaught_weights():
+            # DistributedDataParallel gives a gradient of 0, with which momentum and decay would
+            # move the weight; on one worker there is none.
+            weight.grad = None
         if self.settings.max_grad_norm > 0.0:
             # Gradients are already those of the global batch, equal on all workers.
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.max_grad_norm)

@@ -33,7 +33,7 @@ class AveragedStudent:
         self.averaged = {
             name
             for name, value in state.items()
-            if value.is_floating_point() and not bool(value.isinf().any())
+            if (value.is_floating_point() or value.is_complex()) and not bool(value.isinf().any())
         }
         self.exact = {
             name: value.float()

@@ -91,3 +91,13 @@ def test_the_average_of_weights_of_few_digits_moves():
     for parameter, expected in zip(average.model.parameters(), exact, strict=True):
         assert parameter.dtype == torch.bfloat16
         torch.testing.assert_close(parameter.double(), expected, rtol=0.005, atol=0.005)
+
+
+def test_complex_weights_follow_too():
+    """They were copied, so that what was judged was half an average."""
+    student = nn.ParameterList([torch.tensor([2.0 + 4.0j])])
+    average = AveragedStudent(student, 0.5)
+    with torch.no_grad():
+        student[0].add_(1.0 - 1.0j)
+    average.update(student)
+    assert torch.allclose(average.model[0], torch.tensor([2.9 + 3.1j]))

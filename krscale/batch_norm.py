@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from krscale.config.training import BatchSizes
 from krscale.errors import UserError
+from krscale.methods.numerics import at_least_fp32
 from krscale.own_norms import modules_after, refuse_own_norms
 from krscale.parallel import Workers, all_reduce
 
@@ -194,8 +195,13 @@ class SharedBatchNorm(_BatchNorm):
 
     def _over_all(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
+        values = at_least_fp32(input)
+        # Torch's kernels need scale and shift in the type of the values.
+        weight, bias = (
+            None if given is None else given.to(values.dtype) for given in (self.weight, self.bias)
+        )
         output, count, mean, variance = _NormOfAll.apply(  # type: ignore[no-untyped-call]
-            input.float(), self.weight, self.bias, self.eps, self.workers
+            values, weight, bias, self.eps, self.workers
         )
         if self.training and self.track_running_stats and self.running_mean is not None:
             self._update_running(count, mean, variance)

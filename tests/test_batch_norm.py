@@ -69,6 +69,29 @@ class TestConvertBatchNorm:
         for found in (output, images.grad):
             assert found.is_contiguous(memory_format=torch.channels_last)
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    def test_a_norm_of_another_type_is_that_of_torch(self, monkeypatch, dtype):
+        """Torch's kernels refused its parameters beside values in fp32."""
+        monkeypatch.setattr("krscale.batch_norm.all_reduce", torch.clone)
+        plain = nn.BatchNorm2d(3).to(dtype)
+        with torch.no_grad():
+            plain.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
+        shared = SharedBatchNorm(copy.deepcopy(plain), Workers(0, 1))
+        generator = torch.Generator().manual_seed(0)
+        values, upstream = torch.randn(2, 4, 3, 5, 5, generator=generator).to(dtype)
+        found = []
+        for norm in (shared, plain):
+            images = values.clone().requires_grad_()
+            output = norm(images)
+            (output * upstream).sum().backward()
+            gradients = [images.grad, norm.weight.grad, norm.bias.grad]
+            found.append([output, *gradients, norm.running_mean, norm.running_var])
+        rounding = 4 * torch.finfo(dtype).eps
+        for own, expected in zip(*found, strict=True):
+            assert own.dtype == dtype
+            scale = float(expected.detach().abs().max())
+            torch.testing.assert_close(own, expected, rtol=rounding, atol=rounding * scale)
+
     def test_wrong_shape_is_refused(self):
         norm = SharedBatchNorm(nn.BatchNorm2d(3), Workers(0, 2))
         with pytest.raises(ValueError, match=r"expected \[B, 3, \.\.\.\], got shape \[2, 4\]"):

@@ -73,3 +73,22 @@ def call_in(owner: Owner | None, hook: Hook, module: Any, arguments: Any, output
     if owner is None or torch.compiler.is_compiling() or get_ident() == owner.thread:
         return hook(module, arguments, output)
     return None
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Return whether a network or a part of it is compiled.
+
+    torch.compile keeps the code of a run without hooks, and uses it for runs with hooks, too.
+
+    Example:
+        >>> layer, wrapper = nn.Linear(2, 2), nn.Module()
+        >>> wrapper.add_module("_orig_mod", layer)  # as torch.compile returns it
+        >>> is_compiled(nn.Sequential(layer)), is_compiled(nn.Sequential(wrapper))
+        (False, True)
+    """
+    return any(
+        module._compiled_call_impl is not None  # of `module.compile()`
+        or "_orig_mod" in module._modules
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for module in network.modules()
+    )

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from krscale.errors import UserError, unknown_name
 from krscale.knowledge.cells import cell_means
-from krscale.knowledge.hooks import call_in, hooked, this_thread
+from krscale.knowledge.hooks import call_in, hooked, is_compiled, this_thread
 from krscale.knowledge.layouts import (
     USUAL,
     LayerTrace,
@@ -74,6 +74,7 @@ class TappedModel(nn.Module):
         check_taps(model, stages)
         self.model = model
         self.paths, self.stages = tuple(paths), tuple(stages)
+        self.is_compiled = is_compiled(model)
 
     def forward(self, images: Tensor, read: bool = True) -> TapOutputs:
         """Run the network once.
@@ -81,12 +82,12 @@ class TappedModel(nn.Module):
         Args:
             images: `[B, C, H, W]`.
             read: Whether to read its blocks. If not, only the logits are returned, unless the
-                network is compiled: its code would have no taps from then on.
+                network or a part of it is compiled: its code would have no taps from then on.
 
         Raises:
             UserError: If a tapped block did not run, or did not return a tensor.
         """
-        if not read and self.model is unwrapped(self.model):
+        if not read and not self.is_compiled:
             return run_tapped(self.model, (), images)
         return run_tapped(self.model, self.paths, images, self.stages)
 
@@ -116,14 +117,7 @@ def run_tapped(
     finally:
         for handle in handles:
             handle.remove()
-    if (paths or stages) and not outputs and model is not network:
-        raise UserError(
-            "the network is compiled and was run without taps before; torch.compile uses that code "
-            "again, which has none. Run it through its taps from the start, in validation too "
-            "(of a KRLoss: `kr.student(images).logits` and `kr.teacher(images).logits`)."
-        )
-    layouts = getattr(network, LAYOUTS_ATTRIBUTE, {})
-    collected: TapOutputs = _collect(logits, outputs, paths, stages, layouts)
+    collected: TapOutputs = _collect(model, logits, outputs, paths, stages)
     _check_gradients(network, outputs, skipped)
     return collected
 
@@ -288,12 +282,22 @@ def _record(
 # function is first called: 2 seconds of processor time in every process that rebuilds a network.
 @torch._disable_dynamo  # type: ignore[attr-defined]
 def _collect(
+    model: nn.Module,
     logits: Tensor,
     outputs: dict[str, Any],
     paths: Sequence[str],
     stages: Sequence[str],
-    layouts: Mapping[str, str],
 ) -> TapOutputs:
+    missing = [path for path in (*paths, *stages) if path not in outputs]
+    if missing and is_compiled(model):
+        raise UserError(
+            f"tap {missing[0]!r}: the network, or a part of it, is compiled and was run without "
+            "taps before (torch.compile uses that code again, which has none); or this block did "
+            "not run. Run the network through its taps from the start, in validation too (of a "
+            "KRLoss: `kr.student(images).logits` and `kr.teacher(images).logits`)."
+        )
+    layouts: Mapping[str, str] = getattr(unwrapped(model), LAYOUTS_ATTRIBUTE, {})
+
     def read(path: str) -> Tensor:
         feature = _tensor(outputs, path)
         if not layouts:

@@ -207,6 +207,47 @@ def test_compiled(net: Net, images: Tensor, wrap: str) -> None:
     assert num_hooks(net) == 0
 
 
+def compiled_in_place(net: Net) -> nn.Module:
+    net.compile(backend="eager")
+    return net
+
+
+def with_compiled_part(net: Net) -> nn.Module:
+    net.blocks.compile(backend="eager")
+    return net
+
+
+def with_compiled_forward(net: Net) -> nn.Module:
+    net.forward = torch.compile(net.forward, backend="eager")
+    return net
+
+
+# torch.compile reads `.grad` of a graph's inputs. It silences the resulting warning, but pytest
+# turns it on again.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        partial(torch.compile, backend="eager"),
+        compiled_in_place,
+        with_compiled_part,
+        with_compiled_forward,
+    ],
+)
+def test_code_without_taps_is_never_made(
+    compiled: Callable[[Net], nn.Module], net: Net, images: Tensor
+) -> None:
+    """torch.compile would use it for the runs that read taps, too."""
+    torch._dynamo.reset()
+    tapped = TappedModel(compiled(net), PATHS)
+    for step in range(4):
+        outputs = tapped(images + step, read=step % 2 == 0)
+        if step % 2 == 0:
+            assert len(outputs.features) == 2
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                assert_taps(outputs, net, images + step)
+
+
 @pytest.mark.usefixtures("process_group")
 def test_data_parallel(net: Net, images: Tensor) -> None:
     del net.unused  # a gradient is expected for every parameter

@@ -221,12 +221,15 @@ def test_the_teacher_moves_with_it(teacher: nn.Module, student: nn.Module, pairs
 # torch.compile reads `.grad` of a graph's inputs. It silences the resulting warning, but pytest
 # turns it on again.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("in_place", [False, True])
 def test_code_compiled_without_taps_is_named(
-    teacher: nn.Module, student: nn.Module, pairs: Pairs
+    in_place: bool, teacher: nn.Module, student: nn.Module, pairs: Pairs
 ) -> None:
     torch._dynamo.reset()
     images, labels = pairs[0]
-    wrapped = torch.compile(student, backend="eager")
+    if in_place:
+        student.compile(backend="eager")
+    wrapped = student if in_place else torch.compile(student, backend="eager")
     kr = make(teacher, wrapped, pairs)
     assert torch.isfinite(kr(images, labels))
     torch._dynamo.reset()

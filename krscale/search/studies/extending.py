@@ -14,6 +14,7 @@ from krscale.config import RENAMED, Experiment, load, read_record
 from krscale.errors import UserError
 from krscale.files import reading, write_json
 from krscale.runs.experiment_file import BUDGETS
+from krscale.storage.run_mirror import refresh
 
 FINISHED_FILE = "finished.json"
 _GROWTH = re.compile(r"\s*(?P<field>[\w.]+)\s*=\s*\+\s*(?P<by>\d+)\s*")
@@ -35,6 +36,7 @@ def load_or_extend(path: str | None, overrides: Sequence[str]) -> Experiment:
     Raises:
         UserError: If a value other than a budget is added to, if one is added to more than once, or
             if the run has never finished.
+        StorageError: If the storage is a URI and cannot be read.
     """
     found = [(text, _GROWTH.fullmatch(text)) for text in overrides]
     added = {RENAMED.get(m["field"], m["field"]): int(m["by"]) for _, m in found if m}
@@ -48,11 +50,13 @@ def load_or_extend(path: str | None, overrides: Sequence[str]) -> Experiment:
                 f"--set {field}=+{added[field]}: only {' and '.join(sorted(BUDGETS))} can be added "
                 f"to; give the value itself."
             )
-        given = [match[0].strip() for _, match in found if match and match["field"] == field]
+        matches = [match for _, match in found if match]
+        given = [m[0].strip() for m in matches if RENAMED.get(m["field"], m["field"]) == field]
         if len(given) > 1:
             raise UserError(
                 f"--set {field}: is added to {len(given)} times ({', '.join(given)}); add once."
             )
+    refresh(experiment.run_path)  # another machine may have run it since this one did
     before = finished_budgets(experiment.run_path)
     if before is None:
         raise UserError(

@@ -87,6 +87,7 @@ class StudyOpener:
             if VERSION not in attrs:
                 study.set_user_attr(_SPACE, described)
                 study.set_user_attr(VERSION, version)
+                self._use(key, study)  # a space that came back before has a number as large
                 return study
             if attrs.get(_SPACE) == described:
                 self._use(key, study)

@@ -22,6 +22,7 @@ from krscale.search.studies.extending import load_or_extend, remember_budgets
 from krscale.search.studies.ladder import Next
 from krscale.search.studies.opening import trials_that_ran
 from krscale.search.studies.trial_spec import FinalKey, TuningKey
+from krscale.storage.address import CACHE_VARIABLE
 
 ONE = {"search.methods": ["plain"]}
 
@@ -134,12 +135,28 @@ def test_a_search_that_finished_when_sizes_were_rungs_grows(tmp_path: Path) -> N
         assert extend(tmp_path, f"{name}=+8").search.trials_per_size == 13
 
 
+def test_an_addition_counts_from_what_another_machine_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if it counts from what this machine last saw of the run, or saw never."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "here"))
+    bucket = tmp_path / "bucket"
+    for finished_with in (5, 9):
+        budgets = {"search.trials_per_size": finished_with, "search.num_final_seeds": 2}
+        write_json(bucket / "one" / "finished.json", budgets)
+        config = load_or_extend(
+            None, [f"storage_path=file://{bucket}", "name=one", "search.trials_per_size=+8"]
+        )
+        assert config.search.trials_per_size == finished_with + 8
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         ("search.trials_per_size=+4", "search.trials_per_size=+4"),
         ("search.trials_per_size=+4", "search.trials_per_size=+8"),
         ("search.num_final_seeds=+1", " search.num_final_seeds = +4"),
+        ("search.trials_per_size=+4", "search.trials_per_rung=+4"),
     ],
 )
 def test_two_additions_to_one_budget_are_refused(
@@ -370,6 +387,19 @@ def test_a_space_that_comes_back_has_its_own_students_and_settings(
         came_back = num_finals == 4 and all(isinstance(trial.key, FinalKey) for trial in played)
         assert ["another search space" in line for line in lines] == [True] * came_back
         assert not any("/kr/" in line for line in lines), "its space is as it was"
+
+
+def test_a_space_that_is_new_after_another_came_back_is_the_present_one(tmp_path: Path) -> None:
+    """Its insight, and so the page, was that of the space that had come back."""
+    for high in (0.5, 0.08, 0.5, 0.07):
+        found = ladder(tmp_path / "one", experiment(**space_file(tmp_path, high)))
+        play_all(found)
+        said = find_insight(found.run_path).studies
+        best = {(one.method, one.capacity): one.best for one in said}
+        for key, study in found.tuning.items():
+            winner = study.winner()
+            assert winner is not None
+            assert best[key.method, key.capacity] == winner.params, high
 
 
 HOLD = """

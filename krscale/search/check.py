@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from krscale.config import Experiment
 from krscale.errors import UserError
+from krscale.links import refuse_links
 from krscale.search.space.check import fitting_space
 from krscale.search.space.notes import notes_on_space
 from krscale.search.space.space import SearchSpace
 from krscale.search.studies.objectives import check_objectives
 from krscale.search.studies.samplers import check_sampler, num_planned
-from krscale.search.studies.size_resolver import StudentSizeResolver
+from krscale.search.studies.size_resolver import LATENCY_FILE, StudentSizeResolver
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize
 from krscale.storage.objects import check_scheme
+from krscale.storage.run_mirror import refresh
 from krscale.tracking.address import resolve_address
 
 
@@ -53,6 +56,20 @@ def check_settings(experiment: Experiment) -> None:
     refuse_shared_gpus(experiment)
 
 
+def known_latencies(experiment: Experiment) -> Path | None:
+    """Return the file of the latencies that a run has measured; None if no limit is set on them.
+
+    Raises:
+        UserError: If the run folder holds links.
+        StorageError: If the storage is a URI and cannot be read.
+    """
+    if not experiment.search.max_latency_ms:
+        return None
+    refresh(experiment.run_path)
+    refuse_links(experiment.run_path)
+    return experiment.run_path / LATENCY_FILE
+
+
 def refuse_shared_gpus(experiment: Experiment) -> None:
     """Refuse workers of one trial that would share a GPU, over which they cannot communicate.
 
@@ -72,7 +89,10 @@ def refuse_shared_gpus(experiment: Experiment) -> None:
 
 
 def check_search(
-    networks: Networks, sizes: Iterable[StudentSize], say: Callable[[str], None]
+    networks: Networks,
+    sizes: Iterable[StudentSize],
+    say: Callable[[str], None],
+    latencies: Path | None = None,
 ) -> CheckedSearch:
     """Check objectives, limits, space and sampler of a search.
 
@@ -80,11 +100,15 @@ def check_search(
         networks: Networks of the experiment, resolved for its data.
         sizes: Sizes of the ladder.
         say: Prints a line for the user.
+        latencies: File of the latencies that the run has measured, if any: another measurement
+            might leave out a size whose students are trained.
 
     Raises:
         UserError: If no size is left, or if the space cannot be searched at all or by this sampler.
     """
     config, size_resolver = networks.experiment.search, StudentSizeResolver(networks)
+    if latencies is not None:
+        size_resolver.recall_latencies(latencies)
     check_objectives(config.objectives, networks.num_classes)
     space = fitting_space(networks)
     check_sampler(config, space)

@@ -29,7 +29,12 @@ from krscale.runs.binding import bind, bind_weights
 from krscale.runs.experiment_file import SPACE
 from krscale.runs.folder import run_folder, student_path
 from krscale.search.callbacks import ProgressListener, TrackingListener
-from krscale.search.check import CheckedSearch, check_search, check_settings
+from krscale.search.check import (
+    CheckedSearch,
+    check_search,
+    check_settings,
+    known_latencies,
+)
 from krscale.search.insight_figure import record_insight
 from krscale.search.on_ray.gpu_packing import candidates, gpus_per_trial
 from krscale.search.on_ray.group_resources import (
@@ -45,14 +50,13 @@ from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.opening import last_trained, trials_that_ran
 from krscale.search.studies.pruners import expected_share
 from krscale.search.studies.retries import SEED
+from krscale.search.studies.size_resolver import LATENCY_FILE
 from krscale.search.studies.trial_spec import Listener
 from krscale.setup.network_builder import student_models
 from krscale.setup.prepare import Prepared, Setup, pick_device, prepare_knowledge
 from krscale.setup.sizes import ladder_sizes
 from krscale.time_left import Workload
 from krscale.tracking import Tracker, recording_seconds
-
-LATENCY_FILE = "latency.json"
 
 
 def run_session(
@@ -87,7 +91,9 @@ def run_session(
         experiment = setup.experiment
         if not quiet:
             progress.note(setup.dataset.summary())
-        checked = check_search(setup.networks, ladder_sizes(setup.networks), progress.note)
+        latencies = None if new_data else known_latencies(experiment)
+        sizes = ladder_sizes(setup.networks)
+        checked = check_search(setup.networks, sizes, progress.note, latencies)
         for note in checked.notes:
             progress.note(note)
         with run_folder(

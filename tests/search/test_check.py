@@ -7,8 +7,14 @@ import pytest
 from running import in_process, overrides
 
 from krscale.config import load
+from krscale.data import describe_data
 from krscale.errors import UserError
+from krscale.files import write_json
+from krscale.search.check import check_search, known_latencies
 from krscale.search.plan import describe_plan
+from krscale.search.studies.size_resolver import LATENCY_FILE
+from krscale.setup.networks import Networks
+from krscale.setup.sizes import ladder_sizes
 
 run = in_process("tune")
 CONTINUOUS = '[plain]\n"train.learning_rate" = "default"\n'
@@ -47,6 +53,21 @@ def test_a_search_that_cannot_be_is_refused_by_both(
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").rglob("journal.log"))
     assert not (tmp_path / "runs" / "cache" / "teachers").exists()
+
+
+def test_a_size_of_a_run_stays_within_the_latency_that_was_measured_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured in a busier moment, it was left out of a search that went on, and of its curve."""
+    monkeypatch.setattr("krscale.search.studies.size_resolver.latency_ms", lambda *_: 9.0)
+    config = load(None, (*SMALL, "search.max_latency_ms=5", f"storage_path={tmp_path}"))
+    networks = Networks.resolve(config, describe_data(config.data, config.cache_path))
+    sizes = ladder_sizes(networks)
+    with pytest.raises(UserError, match="no size is left"):
+        check_search(networks, sizes, print, known_latencies(config))
+    write_json(config.run_path / LATENCY_FILE, {"1/64": 1.0, "1/4": 4.0})
+    assert check_search(networks, sizes, print, known_latencies(config)).sizes == sizes
+    assert known_latencies(load(None, SMALL)) is None
 
 
 @pytest.mark.parametrize(

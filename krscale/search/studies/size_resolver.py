@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from krscale.config import read_record
+from krscale.config import Experiment, read_record, with_values
 from krscale.errors import UserError
 from krscale.files import damaged, write_json
+from krscale.models import ZOO
 from krscale.models.capacity import latency_ms
 from krscale.models.preprocessing import input_shape
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import MAX_ROUNDING, StudentSize, nearest_size, rounding
+
+LATENCY_FILE = "latency.json"
+"""File of a run with the latencies of its students."""
 
 
 class SizeResolver(Protocol):
@@ -71,15 +75,24 @@ class StudentSizeResolver:
 
         Two measurements of one student would put it at two places on every axis of latency.
         """
-        if path.exists():
-            rebuild = "Delete it: latencies are measured again, and may differ from the first ones."
-            kept = read_record(path, dict[str, float], rebuild)
-            for key, latency in kept.items():
-                if not 0.0 < latency < math.inf:
-                    raise damaged(path, f"{key}: no latency (got {latency})", rebuild)
-            self._latencies |= kept
+        self.recall_latencies(path)
         self._file = path
         write_json(path, self._latencies)
+
+    def recall_latencies(self, path: Path) -> None:
+        """Use the latencies that `keep_latencies` has kept in a file, if there is one.
+
+        Raises:
+            DamagedFileError: If it holds anything else.
+        """
+        if not path.exists():
+            return
+        rebuild = "Delete it: latencies are measured again, and may differ from the first ones."
+        kept = read_record(path, dict[str, float], rebuild)
+        for key, latency in kept.items():
+            if not 0.0 < latency < math.inf:
+                raise damaged(path, f"{key}: no latency (got {latency})", rebuild)
+        self._latencies |= kept
 
     def size(self, capacity: str, values: Mapping[str, Any]) -> StudentSize:
         """Return the size of a student with these settings."""
@@ -138,7 +151,7 @@ class StudentSizeResolver:
         """Return the milliseconds for one image in an untrained student on one CPU thread."""
         key, networks = self._student(capacity, values)
         size = self.size(capacity, values)
-        if size == self.size(capacity, {}):
+        if size == self.size(capacity, {}) and same_student(self.experiment, values):
             key = capacity  # the experiment's own student, with explicit settings
         if key not in self._latencies:
             student = networks.build_student(size.width)
@@ -152,3 +165,28 @@ class StudentSizeResolver:
         key = f"{capacity} {json.dumps(own, sort_keys=True)}" if own else capacity
         settings = {**own, "distill.capacity": capacity}
         return key, self.networks.with_values(settings, f"student at {capacity}")
+
+
+def same_student(experiment: Experiment, values: Mapping[str, Any]) -> bool:
+    """Return whether a trial's student is the experiment's own, given that both have one size.
+
+    A network of the zoo is: only its defaults are written out. A network of another origin may
+    differ in what no size shows, such as its activations.
+
+    Args:
+        experiment: The experiment of the search.
+        values: The trial's values by dotted path.
+
+    Example:
+        >>> same_student(Experiment(), {"student.options.num_stages": 3})
+        True
+        >>> own = {"model": "my_models:Net", "options": {"activation": "relu"}}
+        >>> other = {"student.options.activation": "gelu"}
+        >>> same_student(Experiment.model_validate({"student": own}), other)
+        False
+    """
+    varied = {path: value for path, value in values.items() if path.startswith("student.")}
+    if not varied:
+        return True
+    own, tried = experiment.student, with_values(experiment, varied, "student").student
+    return tried == own or (tried.model == own.model and own.model in ZOO)

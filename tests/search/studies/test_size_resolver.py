@@ -87,6 +87,35 @@ def test_latencies_are_measured_once_a_run_and_per_architecture(tmp_path, monkey
     assert [old.latency_ms("1/4", values) for values in ({}, deep)] == [2, 7]
 
 
+ACTIVATED = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, in_channels, width, activation="relu"):
+        first = nn.Conv2d(in_channels, width, 3)
+        active = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]()
+        last = nn.Linear(width, num_classes)
+        super().__init__(first, active, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
+"""
+
+
+def test_architectures_of_one_size_have_latencies_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a network that differs in its activations alone gets the latency of another."""
+    (tmp_path / "nets_of_one_size.py").write_text(ACTIVATED)
+    monkeypatch.syspath_prepend(tmp_path)
+    measured = iter([3.0, 5.0])
+    monkeypatch.setattr(
+        "krscale.search.studies.size_resolver.latency_ms", lambda *_: next(measured)
+    )
+    own = "student.model=nets_of_one_size:Net", "student.options={activation = 'relu'}"
+    found = sizes_of(experiment(tmp_path, *own, "student.taps=['0']"))
+    relu, gelu = ({"student.options.activation": name} for name in ("relu", "gelu"))
+    assert found.size("1/64", gelu) == found.size("1/64", {})
+    assert [found.latency_ms("1/64", values) for values in ({}, gelu, relu, gelu)] == [3, 5, 3, 5]
+
+
 def test_sizes_beyond_a_limit_are_left_out_and_named(tmp_path: Path) -> None:
     config = experiment(tmp_path, "search.max_parameters=100000")
     said: list[str] = []

@@ -65,18 +65,30 @@ def ray_job() -> str:
 
 def origin_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
     """Return the origin of a result as tags: code, job, experiment, data, teacher, store."""
-    commit, _, dirty = git_commit().partition("-")
     job, unlabelled = ray_job(), prepared.taught_path
     return {
-        "krscale.commit": commit,
-        "krscale.dirty": "true" if dirty else "false",
-        "mlflow.source.git.commit": commit,  # MLflow's own column "Version"
+        **commit_tags(git_commit()),
         "krscale.experiment": experiment.fingerprint(),
         "krscale.data": prepared.teacher.data_fingerprint,
         "krscale.teacher": prepared.teacher.fingerprint,
         "krscale.store": Path(prepared.store_path).name,
         **({"krscale.ray_job": job} if job else {}),
         **({"krscale.unlabelled": Path(unlabelled).name} if unlabelled else {}),
+    }
+
+
+def commit_tags(commit: str) -> dict[str, str]:
+    """Return the tags for what `git_commit` returned.
+
+    Example:
+        >>> commit_tags("02d85a5-dirty")["krscale.dirty"]
+        'true'
+    """
+    commit, _, dirty = commit.partition("-")
+    return {
+        "krscale.commit": commit,
+        "krscale.dirty": "true" if dirty else "false",
+        "mlflow.source.git.commit": commit,  # MLflow's own column "Version"
     }
 
 

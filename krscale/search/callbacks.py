@@ -14,11 +14,12 @@ from krscale.data import open_data
 from krscale.metrics import TEST_ACCURACY, VAL_ACCURACY
 from krscale.progress import Progress
 from krscale.report import Curve, MethodResult
-from krscale.runs.origin import origin_tags
+from krscale.runs.origin import commit_tags, origin_tags
 from krscale.search.curve_points import curve_points, is_of_curves
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.pruners import STOPPED
 from krscale.search.studies.retries import INTERRUPTED, last_epoch
+from krscale.search.studies.size_resolver import same_student
 from krscale.search.studies.study import FORBIDDEN
 from krscale.search.studies.trial_spec import Assignment, FinalKey, TuningKey
 from krscale.setup.prepare import Prepared
@@ -82,8 +83,8 @@ class TrackingListener:
 
     def _curve_in_record(self, method: str) -> set[tuple[str, int, float]]:
         """Return the points of the curves of a method's run: metric, step and value."""
-        recorded = self.tracker.recorded_points(self.runs[method]).items()
-        return {(name, step, value) for (name, step), value in recorded if is_of_curves(name)}
+        recorded = self.tracker.recorded_points(self.runs[method])
+        return {point for point in recorded if is_of_curves(point[0])}
 
     def recall(self, ladder: Ladder) -> list[str]:
         """Record trials that ended while nothing was recorded, from the journal.
@@ -157,8 +158,8 @@ class TrackingListener:
             "size/num_parameters": float(size.num_parameters),
             "size/flops": float(size.flops),
         }
-        latency = assignment.latency_ms
-        if latency is None and size == self.sizes[key.capacity]:
+        latency, own = assignment.latency_ms, self.sizes[key.capacity]
+        if latency is None and size == own and same_student(self.experiment, assignment.values):
             latency = self.latencies[key.capacity]
         if latency is not None:  # a searched architecture's is measured only on demand
             sizes["size/latency_ms"] = latency
@@ -201,8 +202,8 @@ class TrackingListener:
             self._log_best(curve, method)
             ended_by = {r.methods[method].ended_by for r in curve.sizes if method in r.methods}
             names = ", ".join(sorted(name for name in ended_by if name))
-            tags = {**self._search_tags(method), "krscale.ended_by": names}
-            self.tracker.set_tags(self.runs[method], tags)
+            tags = {**self._search_tags(method), **commit_tags(curve.commit)}
+            self.tracker.set_tags(self.runs[method], {**tags, "krscale.ended_by": names})
 
     def _log_finals(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
         key = FinalKey(method, capacity)
@@ -214,15 +215,21 @@ class TrackingListener:
 
     def _log_points(self, curve: Curve, method: str) -> None:
         """Log a method's curves; on a new run if the record has points that they have not."""
-        points = list(curve_points(curve, method))
-        present = {(name, step, value) for step, point in points for name, value in point.items()}
-        if self._curve_in_record(method) - present:
+        points = {
+            (name, step, value): None  # in the order of the curve
+            for step, point in curve_points(curve, method)
+            for name, value in point.items()
+        }
+        recorded = self._curve_in_record(method)
+        if recorded - points.keys():
             self.tracker.set_tags(self.runs[method], {"krscale.kind": "former search"})
             self.tracker.end_run(self.runs[method])
             self.runs[method] = successor(self.runs[method])
             self._start_search(method)
-        for step, point in points:
-            self.tracker.log_metrics(self.runs[method], point, step=step)
+            recorded = self._curve_in_record(method)
+        for name, step, value in points:
+            if (name, step, value) not in recorded:
+                self.tracker.log_metrics(self.runs[method], {name: value}, step=step)
 
     def _tag_front(self, ladder: Ladder, capacity: str, method: str, result: MethodResult) -> None:
         """Tag the trials that no other beats."""

@@ -25,6 +25,7 @@ from krscale.report import (
     Size,
     TeacherRecord,
     find_pareto,
+    read_curve,
 )
 from krscale.runs.folder import student_path
 from krscale.runs.origin import git_commit
@@ -64,7 +65,7 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
         _size(ladder, size, assets, test)
         for size in sorted(ladder.sizes.values(), key=lambda r: r.num_parameters)
     )
-    return Curve(
+    curve = Curve(
         name=experiment.name,
         commit=git_commit(),
         data={
@@ -79,6 +80,28 @@ def collect(ladder: Ladder, prepared: Prepared) -> Curve:
         cost=_cost(ladder),
         budgets=Budgets(**ladder.config.model_dump(include=set(Budgets.model_fields))),
     )
+    return _with_former_commit(curve, ladder.run_path)
+
+
+def _with_former_commit(curve: Curve, run_path: Path) -> Curve:
+    """Return the curve with the commit of the former one, if this start has trained no student.
+
+    Then the former curve is still there, and has the same results.
+    """
+    try:
+        former = read_curve(run_path)
+    except UserError:  # there is none, or it cannot be read
+        return curve
+    same = _results(former) == _results(curve)
+    return curve.model_copy(update={"commit": former.commit}) if same else curve
+
+
+def _results(curve: Curve) -> dict[tuple[str, str], tuple[tuple[float, ...], ...]]:
+    return {
+        (size.capacity, method): (found.seeds, found.val_accuracies, found.test_accuracies)
+        for size in curve.sizes
+        for method, found in size.methods.items()
+    }
 
 
 def _refuse_if_none_finished(ladder: Ladder) -> None:
@@ -170,14 +193,16 @@ def _method(
 
 def _own_size(ladder: Ladder, size: StudentSize, best: dict[str, Any]) -> Size | None:
     """Return the own size of a winner whose architecture was searched; None if it has none."""
-    own = ladder.size_resolver.size(size.capacity, best)
-    if own == size:
+    resolver = ladder.size_resolver
+    own, latency = resolver.size(size.capacity, best), resolver.latency_ms(size.capacity, best)
+    # Two networks may differ in latency alone, as by their activations.
+    if own == size and latency == resolver.latency_ms(size.capacity, {}):
         return None
     return Size(
         width=own.width,
         num_parameters=own.num_parameters,
         flops=own.flops,
-        latency_ms=ladder.size_resolver.latency_ms(size.capacity, best),
+        latency_ms=latency,
     )
 
 

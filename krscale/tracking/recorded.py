@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from krscale.tracking.spool import Event
 
 
@@ -26,6 +28,7 @@ class Recorded:
         self._started: set[str] = set()
         self._ended: set[str] = set()
         self._points: dict[tuple[str, str, int], float] = {}
+        self._earlier: set[tuple[str, str, int, float]] = set()
 
     def note(self, event: Event) -> None:
         """Take an event into account."""
@@ -39,7 +42,10 @@ class Recorded:
         elif event.op == "log":
             step = event.content["step"]
             for name, value in event.content["metrics"].items():
-                self._points[event.key, name, step] = value
+                place = event.key, name, step
+                if (before := self._points.get(place, value)) != value:
+                    self._earlier.add((*place, before))
+                self._points[place] = value
 
     def has_run(self, key: str) -> bool:
         """Return whether a run of this key was started."""
@@ -59,10 +65,14 @@ class Recorded:
         """Return whether the last value of a metric at a step is this one."""
         return self._points.get((key, metric, step)) == value
 
-    def points(self, key: str) -> dict[tuple[str, int], float]:
-        """Return the last value of each metric of a run at each step."""
-        points = self._points.copy().items()
-        return {(name, step): value for (of, name, step), value in points if of == key}
+    def points(self, key: str) -> set[tuple[str, int, float]]:
+        """Return the metric, step and value of each point of a run: MLflow removes none of them.
+
+        Several students may have one number of parameters, and thus one step.
+        """
+        last = ((*place, value) for place, value in self._points.copy().items())
+        points = chain(last, self._earlier.copy())
+        return {(name, step, value) for of, name, step, value in points if of == key}
 
     def next_step(self, key: str, prefix: str) -> int:
         """Return the step after the last point of a run's metrics with a prefix; 0 without any."""

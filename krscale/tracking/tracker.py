@@ -94,6 +94,7 @@ class Tracker:
         self._writer = Writer(
             self._spool, self._folder, storage, self._address, experiment, say,
             on_end=self._let_go, mended=mended,
+            is_former=lambda key: self._recorded.newest(key) != key,
         )  # fmt: skip
 
     def start_run(
@@ -191,8 +192,8 @@ class Tracker:
         """Return the key of the run that has taken a run's place last; the key itself if none."""
         return self._recorded.newest(key)
 
-    def recorded_points(self, key: str) -> dict[tuple[str, int], float]:
-        """Return the last recorded value of each metric of a run at each step."""
+    def recorded_points(self, key: str) -> set[tuple[str, int, float]]:
+        """Return the metric, step and value of each recorded point of a run."""
         return self._recorded.points(key)
 
     @property

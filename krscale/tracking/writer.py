@@ -46,6 +46,8 @@ class Writer:
         warn: Takes one line for the user.
         on_end: Called by the thread when it has ended.
         mended: Whether positions in the spool have changed since the last start.
+        is_former: Returns whether another run has taken a run's place: the files that it logged
+            have been replaced by those of the other.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class Writer:
         on_end: Callable[[], None],
         *,
         mended: bool = False,
+        is_former: Callable[[str], bool] = lambda key: False,
     ) -> None:
         self._spool, self._folder, self._address = spool, folder, address
-        self._warn, self._on_end = warn, on_end
+        self._warn, self._on_end, self._is_former = warn, on_end, is_former
         self._state = State(uri=address.shown, experiment=experiment, storage=str(storage))
         kept = State.load(folder, warn)
         kept = kept.followed(storage) if kept else None
@@ -226,6 +229,8 @@ class Writer:
         try:
             if event.op == "start":
                 self._start(server, event)
+            elif event.op == "artifact" and self._is_former(event.key):
+                return  # sent late, or once more: these files are of the search as it is now
             elif event.op == "artifact":
                 path = self._file(event.content["path"])
                 server.log_artifact(self._run_id(event.key), path, event.content["to"])

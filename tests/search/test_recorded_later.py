@@ -13,11 +13,15 @@ import pytest
 from finished_search import search, train_here
 from optuna.trial import TrialState
 
+from krscale.report import read_curve
+from krscale.runs import origin
+from krscale.search import results
 from krscale.search.studies.journal import read_journal
 from krscale.search.studies.ladder import Ladder
 from krscale.search.studies.opening import present_studies
 from krscale.search.studies.trial_spec import Assignment, FinalKey
 
+COMMIT = "krscale.commit"
 URI = "tracking.uri=http://127.0.0.1:9"  # no server answers: records stay in the spool
 
 
@@ -202,6 +206,25 @@ def last_tags(found: list[dict], name: str) -> dict[str, str]:
     """Return the last value of a tag, by run."""
     tags = ((event["key"], event["content"].get("tags", {})) for event in found)
     return {key: given[name] for key, given in tags if name in given}
+
+
+def test_a_start_that_trains_nothing_keeps_the_commit_of_the_curve(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page, exports and MLflow named the commit of whoever last repeated the command."""
+    storage = Path(shutil.copytree(recorded, tmp_path / "storage"))
+    commit, tags = read_curve(storage / "small").commit, last_tags(events(storage), COMMIT)
+    assert tags["kr"] == commit.partition("-")[0]
+    later = "f" * 40
+    monkeypatch.setattr(origin, "git_commit", lambda: later)
+    monkeypatch.setattr(results, "git_commit", lambda: later)
+    search(storage, URI)
+    assert read_curve(storage / "small").commit == commit
+    assert last_tags(events(storage), COMMIT) == tags
+    search(storage, URI, "search.num_final_seeds=2")
+    assert read_curve(storage / "small").commit == later
+    tags = last_tags(events(storage), COMMIT)
+    assert tags.get("kr:2", tags["kr"]) == later
 
 
 def test_a_curve_that_an_extended_search_has_changed_has_no_former_points(

@@ -71,8 +71,8 @@ class Records:
     def newest(self, key: str) -> str:
         return key
 
-    def recorded_points(self, key: str) -> dict[tuple[str, int], float]:
-        return {(name, step): value for name, step, value in self.points.get(key, ())}
+    def recorded_points(self, key: str) -> set[tuple[str, int, float]]:
+        return set(self.points.get(key, ()))
 
     def how_to_open(self) -> tuple[str, str]:
         return "", ""

@@ -55,8 +55,19 @@ def test_a_run_that_takes_the_place_of_another_is_found_by_the_key_of_the_first(
 def test_the_points_of_a_run_are_its_own() -> None:
     found = recorded(START, ("log", {"metrics": {"curve/test_accuracy": 0.5}, "step": 900}))
     found.note(Event("log", "kr:2", 0, {"metrics": {"curve/test_accuracy": 0.75}, "step": 900}))
-    assert found.points("kr") == {("curve/test_accuracy", 900): 0.5}
-    assert found.points("kr:2") == {("curve/test_accuracy", 900): 0.75}
+    assert found.points("kr") == {("curve/test_accuracy", 900, 0.5)}
+    assert found.points("kr:2") == {("curve/test_accuracy", 900, 0.75)}
+
+
+def test_the_points_of_a_run_include_those_that_share_a_step() -> None:
+    points: list[tuple[Operation, dict[str, Any]]] = [
+        ("log", {"metrics": {"curve/test_accuracy": value}, "step": 900})
+        for value in (0.5, 0.75, 0.75, 0.5)
+    ]
+    found = recorded(START, *points)
+    assert found.points("kr") == {
+        ("curve/test_accuracy", 900, 0.5), ("curve/test_accuracy", 900, 0.75),
+    }  # fmt: skip
 
 
 def test_the_next_step_is_that_of_the_metrics_of_one_prefix() -> None:

@@ -154,6 +154,25 @@ def test_a_new_database_gets_the_whole_story(storage, empty_database, by_key, re
     check_search(by_key, other)
 
 
+def test_a_run_whose_place_was_taken_gets_no_file_of_the_other(storage, empty_database, by_key):
+    """Sent to another server after an extension, the former search got the present curve."""
+    curve, other = storage / "run" / "curve.json", storage / "other.db"
+    for key in ("kr", "kr:2"):
+        with Tracker("", "digits", storage / "run") as tracker:
+            tracker.start_run(key, key)
+            curve.write_text(key)
+            tracker.log_artifact(key, curve)
+    other.write_bytes(empty_database.read_bytes())
+    assert sync(storage / "run", f"sqlite:///{other}") == 0
+    for database, expected in ((storage / "mlflow.db", ["kr", "kr:2"]), (other, [None, "kr:2"])):
+        files = [
+            storage / "mlartifacts" / by_key(database)[key].id / "artifacts" / "curve.json"
+            for key in ("kr", "kr:2")
+        ]
+        assert [file.read_text() if file.exists() else None for file in files] == expected
+    assert not (storage / "run" / "tracking" / "refused.jsonl").exists()
+
+
 def test_values_that_are_not_finite_become_tags(storage, by_key):
     with Tracker("", "digits", storage / "run") as tracker:
         tracker.start_run("a", "a")

@@ -17,7 +17,7 @@ EXIT_UNSENT = 1
 DESCRIPTION = (
     "Send MLflow what a run recorded while MLflow was away, and again what is gone from it: "
     "deleted runs, experiments or databases. Nothing that it already has is recorded twice. Exit "
-    "code 1: MLflow has not confirmed all of it."
+    "code 1: MLflow has not confirmed all of it. What it refuses for good is named and is no error."
 )
 
 
@@ -39,7 +39,10 @@ def run(options: argparse.Namespace) -> int:
     """Send the events and print how many are left."""
     folder = find_run(options.run, storage_folder(options.storage_path or load().storage_path))
     require_folder(folder)
-    from krscale.tracking import Begun, has_record, print_warning, sync  # MLflow: seconds to import
+    # MLflow: seconds to import
+    from krscale.tracking import Begun, has_record, num_refused, print_warning, sync
+    from krscale.tracking.tracker import FOLDER
+    from krscale.tracking.writer import REFUSED_FILE
 
     if not has_record(folder):  # a record shows that it is a run, whatever else is missing
         require_run(folder)
@@ -55,5 +58,7 @@ def run(options: argparse.Namespace) -> int:
         unknown = f"MLflow has not confirmed {unsent} events"
         show(f"{folder}: {unknown}; run the same command again to send them.")
         return EXIT_UNSENT
-    show(f"{folder}: MLflow has every event.")
+    refused = num_refused(folder)
+    but = f", except what it refused ({refused}, listed in {folder / FOLDER / REFUSED_FILE})"
+    show(f"{folder}: MLflow has every event{but if refused else ''}.")
     return 0

@@ -4,7 +4,7 @@ from krscale.redaction import redact
 from krscale.tracking.datasets import DatasetUsed, datasets_used
 from krscale.tracking.models import HASH_TAG, Registration, save_onnx_model
 from krscale.tracking.recorded import successor
-from krscale.tracking.replay import Begun, has_record, reopen, sync
+from krscale.tracking.replay import Begun, has_record, num_refused, reopen, sync
 from krscale.tracking.tracker import Tracker, print_warning, recording_seconds
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Tracker",
     "datasets_used",
     "has_record",
+    "num_refused",
     "print_warning",
     "recording_seconds",
     "redact",

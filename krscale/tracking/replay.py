@@ -67,6 +67,12 @@ def sync(
     return unsent
 
 
+def num_refused(run_path: Path) -> int:
+    """Return how many items of a run MLflow has refused, which are listed in `REFUSED_FILE`."""
+    state = State.load(run_path / FOLDER, print_warning)
+    return state.refused if state else 0
+
+
 def reopen(
     run_path: Path,
     uri: str = "",

@@ -45,6 +45,20 @@ def test_what_stays_unsent_is_said_and_is_exit_code_1(run, capsys):
     assert "cannot be used" in err
 
 
+def test_what_mlflow_refuses_is_named_and_no_error(storage, capsys):
+    """It said that MLflow has every event, once another process had told of the refusal."""
+    folder = storage / "run"
+    with Tracker("", "digits", folder, warn=lambda _: None) as tracker:
+        tracker.start_run("kr", "kr", params={"rate": 0.1})
+        tracker.start_run("kr", "kr", params={"rate": 0.2})
+    assert main([str(folder)]) == 0
+    listed = folder / "tracking" / "refused.jsonl"
+    assert listed.is_file()
+    assert capsys.readouterr().out == (
+        f"{folder}: MLflow has every event, except what it refused (1, listed in {listed}).\n"
+    )
+
+
 def test_a_run_that_does_not_exist_is_not_made(tmp_path, capsys):
     assert main(["nowhere", "--storage-path", str(tmp_path)]) == 2
     assert "nowhere: no such run" in capsys.readouterr().err

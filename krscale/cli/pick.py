@@ -113,9 +113,12 @@ def _show_files(delivery: Delivery, registered: str) -> None:
 
 def _weights(delivery: Delivery) -> str:
     """Describe which training the files hold, and its accuracy beside the mean of the table."""
+    from krscale.report.table import counted
+
     result, val = delivery.choice.picked.result, delivery.card.accuracy["val"]
     test = f"{delivery.card.test_accuracy:.2%} on test"
-    mean = f"the table's mean over {len(result.seeds)} seeds is {result.test_accuracy:.2%}"
+    seeds = counted(len(result.seeds), "seed")
+    mean = f"the table's mean over {seeds} is {result.test_accuracy:.2%}"
     if val is None:
         return f"Weights: trained on train and validation; {test} ({mean})."
     seed = delivery.card.provenance["seed"]

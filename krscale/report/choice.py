@@ -133,7 +133,8 @@ def choose(curve: Curve, limits: Limits) -> Choice:
         raise UserError(
             "a limit is needed: --max-params, --max-flops, --max-latency-ms or --min-accuracy."
         )
-    feasible = sorted((c for c in candidates if _fits(c, limits)), key=lambda c: _order(c, limits))
+    feasible = [candidate for candidate in candidates if _fits(candidate, limits)]
+    feasible.sort(key=lambda candidate: preference(candidate, limits))
     if not feasible:
         raise _impossible(candidates, limits)
     picked, runner_up = feasible[0], feasible[1] if len(feasible) > 1 else None
@@ -178,7 +179,8 @@ def _violation(candidate: Candidate, limits: Limits) -> float:
     return max(factors, default=0.0)
 
 
-def _order(candidate: Candidate, limits: Limits) -> tuple[Any, ...]:
+def preference(candidate: Candidate, limits: Limits) -> tuple[Any, ...]:
+    """Return a sorting key: of several candidates, the one with the smallest key is chosen."""
     names = (*limits.on_sizes, *(name for name in _SIZES if name not in limits.on_sizes))
     sizes = tuple(candidate.measure(name) for name in names)
     if limits.min_accuracy is None:
@@ -204,7 +206,7 @@ def _compare(picked: Candidate, other: Candidate) -> str:
 
 
 def _impossible(candidates: Sequence[Candidate], limits: Limits) -> UserError:
-    nearest = min(candidates, key=lambda c: (_violation(c, limits), _order(c, limits)))
+    nearest = min(candidates, key=lambda c: (_violation(c, limits), preference(c, limits)))
     options = {
         "num_parameters": f"--max-params {nearest.measure('num_parameters'):.0f}",
         "flops": f"--max-flops {nearest.measure('flops'):.0f}",

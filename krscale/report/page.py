@@ -14,7 +14,7 @@ from typing import Any
 
 from krscale.config import Experiment, is_share
 from krscale.methods import METHODS
-from krscale.report.choice import Candidate, find_candidates
+from krscale.report.choice import Candidate, Limits, find_candidates, preference
 from krscale.report.comparison import differences
 from krscale.report.findings import Insight
 from krscale.report.front import FRONT_CAPTION, FRONT_TITLE, front_headings, front_rows
@@ -22,10 +22,18 @@ from krscale.report.gains import gains_of_unlabelled
 from krscale.report.interval import half_width
 from krscale.report.page_settings import convergence, other_settings, winning_settings
 from krscale.report.rendering import Cell, Table, texts, write_rendered
-from krscale.report.reproduce import command_of
+from krscale.report.reproduce import command_of, why_no_command
 from krscale.report.result import Curve
 from krscale.report.students import CurveSize, MethodResult, is_within
-from krscale.report.table import apart, counted, front_of, sampling, several_rows, short_number
+from krscale.report.table import (
+    apart,
+    counted,
+    front_of,
+    sampling,
+    seeds_of,
+    several_rows,
+    short_number,
+)
 
 CLOSE_ENOUGH = 0.01
 """Maximum distance from the best validation accuracy for the smallest student of the summary."""
@@ -90,6 +98,7 @@ def write_page(runs: Sequence[ShownRun], path: Path, overlay: bytes | None = Non
 def _content(run: ShownRun) -> dict[str, Any]:
     """Return the values for one run, by their names in `run.html.j2`."""
     curve = run.curve
+    given = why_no_command(run.experiment) if run.experiment is not None else ""
     return {
         "curve": curve,
         "figure": run.figure,
@@ -108,8 +117,8 @@ def _content(run: ShownRun) -> dict[str, Any]:
         "insight_figure": run.insight_figure,
         "insight_problem": run.insight_problem,
         "cost": _cost(curve),
-        "command": command_of(run.experiment) if run.experiment is not None else "",
-        "problem": run.problem,
+        "command": "" if run.experiment is None or given else command_of(run.experiment),
+        "problem": run.problem or given,
         "made": _made(run),
     }
 
@@ -118,9 +127,9 @@ def _answer(curve: Curve) -> str:
     if not curve.pareto:
         return "No training of this search was finished."
     candidates = find_candidates(curve)
-    best = max(candidates, key=lambda c: (c.val_accuracy, -c.measure("num_parameters")))
+    best = min(candidates, key=lambda c: preference(c, Limits()))  # as `krscale pick` chooses
     near = [c for c in candidates if is_within(c.val_accuracy, best.val_accuracy, CLOSE_ENOUGH)]
-    small = min(near, key=lambda c: (c.measure("num_parameters"), -c.val_accuracy))
+    small = min(near, key=lambda c: preference(c, Limits(min_accuracy=0.0)))
     teacher = curve.teacher
     text = (
         f"The teacher has {teacher['num_parameters']:,} parameters and answers "
@@ -170,10 +179,11 @@ def _question(run: ShownRun) -> list[str]:
             f"{_fresh_seeds(curve, budget.num_final_seeds)}, and these are what the figure shows."
         )
     if reach := sampling(curve):
+        several = max(seeds_of(curve), default=0) > 1
+        spread = "± is between seeds" if several else "one seed does not show how far seeds differ"
         lines.append(
-            f"How sure: ± is between seeds. The {data['num_test']:,} test images are a sample "
-            f"besides: on others like them an accuracy may be off by {reach.replace('±', '')} "
-            "points (95 %)."
+            f"How sure: {spread}. The {data['num_test']:,} test images are a sample besides: on "
+            f"others like them an accuracy may be off by {reach.replace('±', '')} points (95 %)."
         )
     return [*lines, *(f"{name}: {_purpose(name)}" for name in curve.methods)]
 

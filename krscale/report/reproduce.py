@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from krscale.config import Experiment
+from krscale.models.given import is_given
 
 _ELSEWHERE = {"storage_path", "tracking", "cluster"}
 """Where a run is stored, tracked and computed; these do not affect its result."""
@@ -18,6 +19,19 @@ def command_of(experiment: Experiment) -> str:
     parts = ["python -m krscale.tune"]
     parts += [f"--set {shlex.quote(setting)}" for setting in settings_of(experiment)]
     return " \\\n    ".join(parts)
+
+
+def why_no_command(experiment: Experiment) -> str:
+    """Return why no command runs an experiment again, as a sentence; empty if one does."""
+    students = experiment.ladder.students or (experiment.student,)
+    models = [config.model for config in (experiment.teacher, *students)]
+    objects = list(dict.fromkeys(model for model in models if is_given(model)))
+    if not objects:
+        return ""
+    return (
+        f"krscale.search was given networks as Python objects ({', '.join(objects)}), which no "
+        "command can name. The same call runs the search again."
+    )
 
 
 def settings_of(experiment: Experiment) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from krscale.config import RESERVED_NAMES
+from krscale.config import RESERVED_NAMES, is_share
 from krscale.errors import UserError, nearest
 from krscale.files import read_json, reading
 from krscale.report.result import CURVE_FILE
@@ -109,11 +109,15 @@ def _describe_run(folder: Path) -> str:
     single = f"it is the run of a single student (krscale distill: {method} at {capacity})"
     if not (folder / _STUDENT).is_file():
         return f"{single}, which has not finished; {goes_on}"
+    its_size = (
+        f"ladder.capacities = ['{capacity}']"
+        if is_share(capacity)
+        else f"{capacity!r} alone in [[ladder.students]]"
+    )
     return (
         f"{single}; its accuracies are in {_STUDENT}, its weights in student.safetensors, and the "
         "command that began it shows them again. Curves and exports are of searches: `krscale "
-        f"tune` with ladder.capacities = ['{capacity}'] and search.methods = ['{method}'] is one "
-        "of this size and method"
+        f"tune` with {its_size} and search.methods = ['{method}'] is one of this size and method"
     )
 
 

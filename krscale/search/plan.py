@@ -50,12 +50,24 @@ def _models(plan: ExperimentPlan, sizes: Sequence[StudentSize]) -> list[str]:
     named = {student.name: student.model for student in experiment.ladder.students}
     for size in sizes:
         model = named.get(size.capacity, experiment.student.model)
-        share = size.num_parameters / plan.teacher_parameters
         lines.append(
-            f"  size {size.capacity:<11} {model} width {size.width}: "
-            f"{size.num_parameters:,} parameters (1/{1 / share:.0f}), {size.flops:,} FLOPs"
+            f"  size {size.capacity:<11} {model} width {size.width}: {size.num_parameters:,} "
+            f"parameters ({_share(size.num_parameters, plan.teacher_parameters)}), "
+            f"{size.flops:,} FLOPs"
         )
     return lines
+
+
+def _share(num_parameters: int, of: int) -> str:
+    """Return the size of a student relative to the teacher's.
+
+    Example:
+        >>> _share(1_000, 16_000), _share(24_000, 16_000)
+        ('1/16', '1.5 times the teacher')
+    """
+    if num_parameters > of:
+        return f"{num_parameters / of:.1f} times the teacher"
+    return f"1/{of / num_parameters:.0f}"
 
 
 def _space(checked: CheckedSearch) -> list[str]:

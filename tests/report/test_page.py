@@ -29,6 +29,7 @@ from krscale.report import (
     write_csv,
     write_page,
 )
+from krscale.report.choice import Limits, choose
 from krscale.report.findings import Importance, Insight, StudyInsight
 from krscale.report.page import _answer
 from krscale.report.reproduce import command_of, settings_of
@@ -127,6 +128,44 @@ def test_page_answers_and_explains(tmp_path) -> None:
         "Made with: torch 2.13.0, Python 3.11, Linux.",
     ):
         assert expected in found, expected
+
+
+def test_of_equally_good_students_the_page_names_the_one_that_pick_takes() -> None:
+    """Fails if the page takes the first method of the search, and `krscale pick` another."""
+    (_, size) = make().sizes
+    tie = {"plain": result(0.97, 0.96, 0.96), "kr": result(0.97, 0.95, 0.95)}
+    sizes = (size.model_copy(update={"methods": tie}),)
+    curve = make(sizes=sizes, pareto=find_pareto(sizes))
+    picked = choose(curve, Limits(num_parameters=10**9)).picked
+    assert picked.method == "kr"
+    assert "The most accurate student on validation is kr at 1/4" in _answer(curve)
+
+
+def test_one_seed_has_no_interval_to_explain(tmp_path) -> None:
+    (_, size) = make().sizes
+    sizes = (size.model_copy(update={"methods": {"plain": result(0.97, 0.96)}}),)
+    one = make(sizes=sizes, pareto=find_pareto(sizes))
+    assert "How sure: one seed does not show how far seeds differ. The 450 test images" in (
+        page(tmp_path, ShownRun(one, PNG, None, {})).text
+    )
+    assert (
+        "How sure: ± is between seeds. The" in page(tmp_path, ShownRun(make(), PNG, None, {})).text
+    )
+
+
+def test_no_command_is_told_for_networks_that_were_given_as_objects(tmp_path) -> None:
+    """The command named `object:...`, which only the call of `krscale.search` can build."""
+    students = "ladder.students=[{name = 'tiny', model = 'object:tiny.Net'}]"
+    for settings, names in (
+        (["teacher.model=object:teacher.Net"], "object:teacher.Net"),
+        (["teacher.model=object:teacher.Net", students], "object:teacher.Net, object:tiny.Net"),
+    ):
+        found = page(tmp_path, ShownRun(make(), PNG, load(None, settings), {})).text
+        assert (
+            f"The command is not known: krscale.search was given networks as Python objects "
+            f"({names}), which no command can name. The same call runs the search again." in found
+        )
+        assert "--set" not in found
 
 
 def test_the_budget_is_that_of_the_curve(tmp_path) -> None:

@@ -16,9 +16,11 @@ from krscale.runs.kinds import require_folder, require_run, require_search
 SPACE = {"space": {"kr": {}}}
 
 
-def begin(storage: Path, name: str, bound: object, *files: str) -> Path:
+def begin(storage: Path, name: str, bound: object, *files: str, capacity: str = "1/4") -> Path:
     """Make the folder of a run as `run_folder` begins it, with further files."""
-    experiment = load(None, [f"storage_path={storage}", f"name={name}", "distill.capacity=1/4"])
+    own = [] if capacity == "1/4" else [f"ladder.students=[{{name = '{capacity}'}}]"]
+    settings = [f"storage_path={storage}", f"name={name}", f"distill.capacity={capacity}"]
+    experiment = load(None, [*settings, *own])
     folder = storage / name
     folder.mkdir()
     content = {"experiment": experiment.model_dump(mode="json"), "bound": bound}
@@ -38,6 +40,10 @@ def search_before_its_trials(storage: Path) -> Path:
 
 def single(storage: Path) -> Path:
     return begin(storage, "single", {}, "student.json", "student.safetensors")
+
+
+def single_of_a_name(storage: Path) -> Path:
+    return begin(storage, "named", {}, "student.json", capacity="tiny")
 
 
 def unfinished_single(storage: Path) -> Path:
@@ -93,6 +99,8 @@ KINDS = [
     (single, ["the run of a single student (krscale distill: kr at 1/4)",
               "its weights in student.safetensors",
               "ladder.capacities = ['1/4'] and search.methods = ['kr']"]),
+    (single_of_a_name, ["(krscale distill: kr at tiny)",
+                        "with 'tiny' alone in [[ladder.students]] and search.methods"]),
     (unfinished_single, ["single student", "has not finished", "the command that began it goes"]),
     (part_of_a_run, ["it is a part of the run", "/search"]),
     (whole_storage, ["it is the storage that runs are in; name one of them", "search"]),

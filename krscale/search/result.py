@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from krscale.data.reading.pixels import Normalisation
 from krscale.errors import UserError, unknown_name
 from krscale.models.given import Builder, available
 from krscale.progress import Progress
-from krscale.report import Candidate, Curve, Limits, curve_table, front_headings, front_table
+from krscale.report import (
+    Candidate,
+    Curve,
+    Limits,
+    curve_table,
+    front_headings,
+    front_table,
+    read_curve,
+)
 from krscale.report.choice import choose
 from krscale.report.table import front_of
 from krscale.runs.students import (
@@ -117,6 +126,7 @@ class SearchResult:
             UserError: As for `best`, or if data or weights are no longer those of the run.
         """
         picked = self._pick(wanted)
+        self._refuse_replaced(picked)
         given = self.normalisation
         with available(self.builders), Progress(quiet=True, planned={}) as progress:
             dataset = data_of_the_run(self.experiment, self.curve, progress)
@@ -125,6 +135,27 @@ class SearchResult:
         if takes_as_given(student, dataset, given.mean, given.std):
             return student
         return FromPixels(student, dataset, given.mean, given.std).eval()
+
+    def _refuse_replaced(self, picked: Candidate) -> None:
+        """Refuse a student whose weights another one has replaced, as the search has gone on.
+
+        Raises:
+            UserError: If the present curve of the run does not have this training.
+        """
+        result, place = picked.result, picked.best_seed
+        training = result.seeds[place], result.val_accuracies[place]
+        with suppress(UserError):  # a search that goes on has no curve
+            for size in read_curve(self.path).sizes:
+                now = size.methods.get(picked.method)
+                if size.capacity != picked.size.capacity or now is None:
+                    continue
+                trained = zip(now.seeds, now.val_accuracies, strict=True)
+                if now.best == result.best and training in trained:
+                    return
+        raise UserError(
+            f"{self.path}: the search has gone on since this result, and {picked.name} may be "
+            "another student now. The same call of krscale.search again returns the present result."
+        )
 
     def _pick(self, wanted: Mapping[str, Any]) -> Candidate:
         unknown = [name for name in wanted if name not in ("size", "method", *_LIMITS)]

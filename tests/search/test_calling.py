@@ -26,6 +26,7 @@ from krscale.config import PreprocessingConfig, load
 from krscale.data.reading.pixels import Normalisation
 from krscale.errors import UserError
 from krscale.models.given import available
+from krscale.report import write_curve
 from krscale.runs.experiment_file import read_experiment
 from krscale.search import session
 from krscale.search.calling import _listed, _taking, _with_data
@@ -102,6 +103,25 @@ def test_a_student_takes_the_images_of_the_loaders(result: SearchResult) -> None
         assert isinstance(student, LikeResNet)
         assert not student.training
         assert accuracy(student) == pytest.approx(row["test_accuracy"], abs=1e-6)
+
+
+def test_a_student_that_a_longer_search_has_replaced_is_not_loaded(result: SearchResult) -> None:
+    """A result that was kept in a notebook loaded the weights of the new winner as its own."""
+    file = result.path / "curve.json"
+    kept = file.read_bytes()
+    (tiny, small) = result.curve.sizes
+    other = tiny.methods["kr"].model_copy(update={"best": {"train.learning_rate": 0.123}})
+    changed = tiny.model_copy(update={"methods": {**tiny.methods, "kr": other}})
+    try:
+        write_curve(result.curve.model_copy(update={"sizes": (changed, small)}), result.path)
+        with pytest.raises(UserError, match="kr at tiny may be another student now"):
+            result.load_student(size="tiny", method="kr")
+        result.load_student(size="tiny", method="plain")
+        file.unlink()  # while it is extended
+        with pytest.raises(UserError, match="the search has gone on since this result"):
+            result.load_student(size="tiny", method="plain")
+    finally:
+        file.write_bytes(kept)
 
 
 def test_the_best_within_limits(result: SearchResult) -> None:

@@ -29,6 +29,8 @@ NOT_SENT = ("tune", "train")
 """Ray's own folders in a run."""
 _PICKED = ("export", "refit")
 """Folders of a run in which `krscale pick` makes folders, even where the run is only read."""
+_REPORTED = ("report.html", "curve.csv")
+"""Files of a run that `krscale report` alone writes, even where the run is only read."""
 Stamp = tuple[int, int]
 """Size of a file, and its time of modification in nanoseconds."""
 
@@ -92,13 +94,17 @@ def archive_of(name: str) -> str:
     return archive if is_archive(archive) else ""
 
 
-def picked_folder(name: str) -> str:
-    """Return the folder of an export or of a refit that a file of a run is in; empty if none.
+def of_a_reader(name: str) -> str:
+    """Return the export, the refit or the file of a report that a file belongs to; empty if none.
 
     Example:
-        >>> picked_folder("export/1-4-kr/student.onnx"), picked_folder("students/kr/1-4")
+        >>> of_a_reader("export/1-4-kr/student.onnx"), of_a_reader("students/kr/1-4")
         ('export/1-4-kr', '')
+        >>> of_a_reader("report.html")
+        'report.html'
     """
+    if name in _REPORTED:
+        return name
     kind, _, rest = name.partition("/")
     each, separator, _ = rest.partition("/")
     return f"{kind}/{each}" if kind in _PICKED and separator else ""

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("at_once")
 Machine = Callable[[str], Path]
 
 
-def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_path: Path) -> None:
-    """A refit takes hours; the next command that reads the run must not delete it or an export."""
+def test_what_was_made_where_a_run_is_only_read_stays(machine: Machine, tmp_path: Path) -> None:
+    """A refit takes hours; the next command that reads the run must not delete what others made."""
     bucket = tmp_path / "bucket" / "run"
     one = write(machine("one") / "run", experiment_dot_json="{}", origin_dot_json="data")
     with mirrored(one, say):
@@ -31,7 +31,9 @@ def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_pa
     refresh(two)
     assert (two / "export/b/card").is_file()
     write(two, export__a__card="2", export__a__onnx="2", refit__f__weights="2", students__t="w")
+    write(two, report_dot_html="page", curve_dot_csv="1")
     refresh(two)
+    assert (two / "report.html").read_text() == "page"
     assert not (two / "students/t").exists()
     assert {
         name: (two / name).read_text() for name in stamps(two) if name.startswith("export")
@@ -42,8 +44,9 @@ def test_what_was_picked_where_a_run_is_only_read_stays(machine: Machine, tmp_pa
     (two / "export/a/pt2").unlink()  # as if an export without it had replaced the other
     with mirrored(two, say):
         assert (two / "refit/f/weights").is_file()
-    picked = {"export/a/card", "export/a/onnx", "export/b/card", "refit/f/weights"}
-    assert stamps(bucket).keys() == picked | {"experiment.json", "origin.json", "students/s"}
+    made = {"export/a/card", "export/a/onnx", "export/b/card", "refit/f/weights"}
+    made |= {"report.html", "curve.csv"}
+    assert stamps(bucket).keys() == made | {"experiment.json", "origin.json", "students/s"}
     machine("one")
     with mirrored(one, say):
         write(one, origin_dot_json="other data")

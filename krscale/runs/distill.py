@@ -98,7 +98,7 @@ def distil(
         Progress(quiet=quiet, planned={}) as progress,
         run_folder(experiment, {}, say=progress.note) as folder,
     ):
-        has_ended = (folder / RESULT_FILE).exists()
+        has_ended = _has_ended(folder)
         is_bound = (folder / ORIGIN_FILE).exists()
         if has_ended and not is_bound and not new_data:
             progress.note(
@@ -110,8 +110,10 @@ def distil(
             experiment = setup.experiment
             for line in bind(folder, setup, new_data=new_data):
                 progress.note(line)
-            has_ended = (folder / RESULT_FILE).exists()  # unless it was put aside
+            has_ended = _has_ended(folder)  # unless it was put aside
         if not has_ended:
+            if (folder / RESULT_FILE).exists():
+                progress.note(f"{folder / STUDENT_FILE} is gone; the student is trained again.")
             if experiment.train.num_workers > 1:  # before a teacher is trained in vain
                 connect(experiment.cluster)
                 require_workers(experiment, "train")
@@ -127,6 +129,11 @@ def distil(
             _record_late(experiment, result, progress)
     _show(result, as_json)
     return result
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether a run has its result and the weights that the result names."""
+    return (folder / RESULT_FILE).exists() and (folder / STUDENT_FILE).exists()
 
 
 def _refuse_varying_workers(experiment: Experiment) -> None:

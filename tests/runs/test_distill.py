@@ -95,6 +95,17 @@ def test_interrupted_training_goes_on_to_the_same_weights(
         torch.testing.assert_close(tensor, expected[name])
 
 
+def test_weights_that_are_gone_are_made_again(storage: Path, student: dict[str, object]) -> None:
+    """Fails if a result is shown whose weights are not where it says."""
+    weights = Path(str(student["weights"]))
+    expected = load_file(weights)
+    weights.unlink()
+    again = distil(storage)
+    assert again["test_accuracy"] == student["test_accuracy"]
+    for name, tensor in load_file(weights).items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
 def _rewind(run: Path) -> None:
     """Put the checkpoint of the second epoch in place of the third's."""
     from krscale.parallel import Workers

@@ -27,6 +27,10 @@ IDLE_WITH: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
 }
 """Other fields and their values with which a field is not used. `UsedWith` covers fields that
 depend on one with few values; the fields here have many, only some of which make others unused."""
+IDLE_WITH_ALL: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
+    "distill.auxiliary_interval": (_ONE_GROUP, ("distill.where_weight", (0.0,))),
+}
+"""The same for a field that is used as long as one of several others has another value."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,14 @@ def check_used(dotted: str, around: Surroundings, where: str) -> None:
                 f"{_found(dotted, other, around)}: leave it out, set {other} to another value, or "
                 f"search {other} with others as well."
             )
+    together = IDLE_WITH_ALL.get(dotted, ())
+    if together and all(
+        value in idle for other, idle in together for value in around.values_beside(dotted, other)
+    ):
+        found = " and ".join(_found(dotted, other, around) for other, _ in together)
+        raise UserError(
+            f"{where}: it is not used, as {found}: leave it out, or change one of these."
+        )
 
 
 def _found(dotted: str, other: str, around: Surroundings) -> str:

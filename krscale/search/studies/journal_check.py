@@ -40,8 +40,8 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "spent_seconds": (int, float), "version": int,
     # of trials
     "alone": bool, "continues": int, "epoch": (int, float), "error": str, "forbidden": str,
-    "interrupted": (str, bool), "num_lost": int, "retry_of": int, "seed": int, "stopped": str,
-    "training": int, "transferred_from": str,
+    "interrupted": (str, bool), "last_epoch": int, "num_lost": int, "retry_of": int, "seed": int,
+    "stopped": str, "training": int, "transferred_from": str,
 }  # fmt: skip
 """User attributes that krscale keeps with studies and trials, and their types."""
 

@@ -7,7 +7,7 @@ import pytest
 from krscale.config import field_paths, load
 from krscale.errors import UserError
 from krscale.search.space.space import load_space
-from krscale.search.space.unused import IDLE_WITH
+from krscale.search.space.unused import IDLE_WITH, IDLE_WITH_ALL
 
 UNTIL = '"distill.auxiliary_until" = "default"'
 
@@ -25,6 +25,7 @@ def read(folder: Path, lines: list[str], settings: list[str]) -> None:
 WHERE = '"distill.where_schedule" = "default"'
 SPARSITY = '"distill.sparsity_schedule" = "default"'
 AUXILIARY = '"distill.auxiliary_weight" = "default"'
+INTERVAL = '"distill.auxiliary_interval" = { type = "int", low = 1, high = 4 }'
 GRANULARITY = '"distill.granularity" = { type = "int", low = 1, high = 6 }'
 WHEN = '"distill.auxiliary_weight" = { type = "default", when = { "distill.granularity" = %s } }'
 
@@ -54,6 +55,11 @@ WHEN = '"distill.auxiliary_weight" = { type = "default", when = { "distill.granu
         ([AUXILIARY], ["distill.granularity=1"], r"not used with distill.granularity = 1 or 'netw"),
         ([AUXILIARY], ["distill.granularity=network"], r"distill.granularity is 'network' in this"),
         ([WHEN % "{ high = 1 }", GRANULARITY], [], "distill.granularity is 1 where this is search"),
+        (
+            [INTERVAL],
+            ["distill.granularity=1"],
+            "granularity is 1 in this experiment and distill.where_weight is 0.0 in this",
+        ),
     ],
 )
 def test_a_field_that_no_trial_would_use_is_refused(
@@ -74,6 +80,9 @@ def test_a_field_that_no_trial_would_use_is_refused(
         ([AUXILIARY, GRANULARITY], ["distill.granularity=1"]),
         ([WHEN % "{ high = 2 }", GRANULARITY], []),
         ([WHEN % "[1, 3]", GRANULARITY], []),
+        ([INTERVAL], []),
+        ([INTERVAL], ["distill.granularity=1", "distill.where_weight=1"]),
+        ([INTERVAL, GRANULARITY], ["distill.granularity=1"]),
     ],
 )
 def test_a_field_that_some_trials_use_is_searched(
@@ -83,5 +92,6 @@ def test_a_field_that_some_trials_use_is_searched(
 
 
 def test_what_makes_fields_idle_are_fields() -> None:
-    named = {path for needed in IDLE_WITH.values() for path, _ in needed}
-    assert named | IDLE_WITH.keys() <= set(field_paths())
+    for idle in (IDLE_WITH, IDLE_WITH_ALL):
+        named = {path for needed in idle.values() for path, _ in needed}
+        assert named | idle.keys() <= set(field_paths())

@@ -28,7 +28,7 @@ def test_every_attribute_has_its_type() -> None:
         *ATTRIBUTES
     }
     kept = (retries.INTERRUPTED, retries.RETRY_OF, retries.CONTINUES, retries.ALONE, retries.SEED)
-    assert {*kept, retries.NUM_LOST} < {*ATTRIBUTES}
+    assert {*kept, retries.NUM_LOST, retries.LAST_EPOCH} < {*ATTRIBUTES}
 
 
 def test_optuna_itself_reads_it(tmp_path: Path) -> None:

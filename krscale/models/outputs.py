@@ -176,7 +176,9 @@ def refuse_bounded(
                     both = torch.randn((2, *weight.shape), generator=generator, device="cpu")
                     first, second = both.to(weight)
                     drawn[name] = 3.0 * first * weight.detach() + 0.1 * second
-            outputs = read(functional_call(network, drawn, (images,)))
+            # By itself, torch would give a layer with several names its weights under each of them,
+            # and leave drawn ones in it.
+            outputs = read(functional_call(network, drawn, (images,), tie_weights=False))
         except Exception:  # noqa: BLE001 - it need not run with any weights; so nothing is shown
             return
         if not are_bounded(outputs):
@@ -217,7 +219,7 @@ def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) ->
             raise UserError(
                 f"{where}: the network does not run on one image by itself: {located(error)}."
             ) from error
-    if _differ(first, again, _AGAIN):
+    if differ(first, again):
         raise UserError(
             f"{where}: in eval mode the network gives the same images other outputs when it is "
             "run again: dropout that is always on (F.dropout without training=self.training), "
@@ -231,7 +233,7 @@ def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) ->
             f"{where}: for one image by itself the network gives {shape}, and not "
             f"{[1, *first.shape[1:]]}: squeeze() without a dimension, for example."
         )
-    if _differ(first, alone, _ALONE):
+    if differ(first, alone, _ALONE):
         raise UserError(
             f"{where}: in eval mode the network gives an image other outputs by itself than among "
             "others: batch norm without running statistics (track_running_stats=False), or "
@@ -239,7 +241,7 @@ def check_steady(run: Callable[[Tensor], Tensor], images: Tensor, where: str) ->
         )
 
 
-def _differ(one: Tensor, other: Tensor, share: float) -> bool:
+def differ(one: Tensor, other: Tensor, share: float = _AGAIN) -> bool:
     """Whether outputs differ by more than a share of the largest; False if not finite."""
     return float((one - other).abs().max()) > share * float(one.abs().max())
 

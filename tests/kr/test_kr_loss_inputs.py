@@ -39,6 +39,24 @@ def test_networks_of_others(network: type[nn.Module], teacher: nn.Module, pairs:
     assert grads(student)
 
 
+def test_a_layer_that_a_student_uses_twice_keeps_its_weights(
+    teacher: nn.Module, pairs: Pairs
+) -> None:
+    torch.manual_seed(1)
+    block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    student = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()), block, nn.Sequential(block),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    before = {name: (value, value.detach().clone()) for name, value in student.named_parameters()}
+    kr = make(teacher, student, pairs)
+    for name, value in student.named_parameters():
+        assert value is before[name][0], "the optimiser of before trains it"
+        assert torch.equal(value, before[name][1])
+    kr(*pairs[0]).backward()
+    assert all(value.grad is not None for value in student.parameters())
+
+
 def test_networks_of_the_zoo(pairs: Pairs) -> None:
     torch.manual_seed(0)
     options: Any = {"num_classes": 3, "in_channels": 1, "options": {}}

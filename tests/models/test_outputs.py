@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from krscale.errors import UserError
-from krscale.models.outputs import find_logits, read_logits, refuse_probabilities, unwrap_all
+from krscale.models.outputs import (
+    find_logits,
+    read_logits,
+    refuse_bounded,
+    refuse_probabilities,
+    unwrap_all,
+)
 
 LOGITS, OTHER = torch.ones(2, 3), torch.zeros(2, 5)
 Named = namedtuple("Named", ["aux", "logits"])
@@ -154,3 +160,18 @@ def test_wrappers_are_taken_off_inside_and_outside():
     bare = unwrap_all(torch.compile(inner))
     assert set(bare.state_dict()) == names
     assert pickle.loads(pickle.dumps(bare))(torch.zeros(1, 4)).shape == (1, 3)
+
+
+def test_a_search_for_a_sigmoid_leaves_layers_with_several_names_as_they_are():
+    layer, tied = nn.Linear(4, 4), nn.Linear(4, 4)
+    tied.weight = layer.weight
+    network = nn.Sequential(layer, nn.ReLU(), layer, tied, nn.Linear(4, 3))
+    before = {name: (value, value.detach().clone()) for name, value in network.named_parameters()}
+    refuse_bounded(network, lambda logits: logits, torch.randn(2, 4), "student")
+    after = dict(network.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is value for name, (value, _) in before.items())
+    assert all(torch.equal(after[name], copied) for name, (_, copied) in before.items())
+    bounded = nn.Sequential(*network, nn.Sigmoid())
+    with pytest.raises(UserError, match="student: all its outputs lie between 0 and 1"):
+        refuse_bounded(bounded, lambda logits: logits, torch.randn(2, 4), "student")

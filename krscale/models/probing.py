@@ -9,13 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from krscale.errors import UserError
 from krscale.knowledge.modes import copy_of, left_as_it_was
 from krscale.knowledge.tap_search import evaluating
 from krscale.models.capacity import meta_tensors
 from krscale.models.foreign import located
-from krscale.models.outputs import LogitsReader, check_steady, refuse_bounded, refuse_probabilities
+from krscale.models.outputs import (
+    LogitsReader,
+    check_steady,
+    differ,
+    refuse_bounded,
+    refuse_probabilities,
+)
 from krscale.models.preprocessing import input_shape
 from krscale.models.state_dicts import non_finite
 
@@ -95,6 +102,65 @@ def check_trainable(model: nn.Module, image_shape: Sequence[int], where: str) ->
     with evaluating(model):
         images = _ramp(model, input_shape(model, image_shape))
         refuse_bounded(model, lambda logits: logits, images, where)
+
+
+def check_rebuilt(
+    first: nn.Module, second: nn.Module, image_shape: Sequence[int], where: str
+) -> None:
+    """Refuse a network whose outputs depend on more than what is saved of it.
+
+    A network is built again wherever its saved weights are loaded. What its constructor draws at
+    random and keeps elsewhere, e.g. in a plain attribute, would then be another one, without an
+    error. A network that does not run in this way is not examined.
+
+    Args:
+        first: The network; not modified.
+        second: The network, built once more from another seed; not modified.
+        image_shape: `(C, H, W)` of the data.
+        where: The config table of the network, for error messages.
+
+    Raises:
+        UserError: If the second gives other outputs with the weights and buffers of the first.
+    """
+    images, state = _ramp(first, input_shape(first, image_shape)), _saved_state(first)
+    with evaluating(first), evaluating(second), torch.random.fork_rng(devices=[]):
+        try:
+            one, again, other = (
+                functional_call(network, state, (images,), tie_weights=False)  # see refuse_bounded
+                for network in (first, first, second)
+            )
+        except Exception:  # noqa: BLE001 - it need not run with any weights; so nothing is shown
+            return
+    if not differ(one, again) and differ(one, other):  # `check_steady` reports what varies
+        raise UserError(
+            f"{where}: the network is built with something random that is neither a parameter nor "
+            "a buffer, so that it is not saved: built again with the same weights, it gives other "
+            "outputs. Keep it as a buffer: self.register_buffer(NAME, TENSOR)."
+        )
+
+
+def _saved_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what is saved of a network, with numbers in place of zeros: a head of zeros hides all.
+
+    Tensors that are not all zero are the network's own.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        id(weight): 0.1 * torch.randn(weight.shape, generator=generator, device="cpu").to(weight)
+        for weight in model.parameters()
+        if weight.is_floating_point() and not bool(weight.any())
+    }
+    known = {
+        f"{path}.{name}".lstrip("."): value
+        for path, module in model.named_modules()  # a layer with several names has one here
+        for name, value in (*module._parameters.items(), *module._buffers.items())
+    }
+    saved = model.state_dict()
+    return {
+        name: drawn.get(id(value), value)
+        for name, value in known.items()
+        if value is not None and name in saved
+    }
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:

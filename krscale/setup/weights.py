@@ -19,7 +19,12 @@ from krscale.errors import UserError
 from krscale.files import sha256
 from krscale.models import ZOO, is_pretrained
 from krscale.models.preprocessing import preprocessing_of_network
-from krscale.models.probing import check_built, check_trainable, check_weights_are_finite
+from krscale.models.probing import (
+    check_built,
+    check_rebuilt,
+    check_trainable,
+    check_weights_are_finite,
+)
 from krscale.setup.found_taps import SEARCHED_WIDTH
 from krscale.setup.inputs import is_own
 from krscale.setup.network_builder import Task, builder, shapes_only, student_table
@@ -55,6 +60,7 @@ def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -
         built = _built(student, networks, where, width)
         check_built(built, networks.image_shape, where)
         check_trainable(built, networks.image_shape, where)
+        _refuse_unsaved(student, networks, where, width)
         notes = () if weights else _note_on_own_weights(student, networks, where, width)
     if not isinstance(student, LadderStudent):
         return notes
@@ -80,6 +86,7 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
         check_built(built, networks.image_shape, "teacher")
         if not teacher.weights:
             check_trainable(built, networks.image_shape, "teacher")
+    _refuse_unsaved(teacher, networks, "teacher", teacher.width)
     if not teacher.weights:
         _refuse_to_train_anew(teacher)
         notes = _note_on_own_weights(teacher, networks, "teacher", teacher.width)
@@ -90,6 +97,13 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
     return fit_weights(
         _path(teacher.weights), network, "teacher.weights", teacher.weights_key
     ).notes
+
+
+def _refuse_unsaved(config: ModelConfig, networks: Networks, where: str, width: int) -> None:
+    """Refuse a network of the user's own whose outputs depend on more than what is saved of it."""
+    if is_own(config):
+        first, second = (_built(config, networks, where, width, seed) for seed in (0, 1))
+        check_rebuilt(first, second, networks.image_shape, where)
 
 
 def from_file(config: TeacherConfig | StudentConfig | LadderStudent) -> bool:

@@ -1,3 +1,6 @@
+import copy
+from functools import partial
+
 import pytest
 import torch
 from odd_networks import Net
@@ -7,7 +10,12 @@ from torch.nn.utils import prune
 from krscale.errors import UserError
 from krscale.models.capacity import count_flops, nearest_width, num_parameters, sizes_by_width
 from krscale.models.outputs import read_logits
-from krscale.models.probing import build_for_shapes, check_network, check_weights_are_finite
+from krscale.models.probing import (
+    build_for_shapes,
+    check_network,
+    check_rebuilt,
+    check_weights_are_finite,
+)
 
 SHAPE = (1, 8, 8)
 
@@ -121,3 +129,45 @@ def test_a_state_that_is_not_of_tensors_alone_is_refused():
         UserError, match=r"teacher: the state .* not tensors, .*: 0\._extra_state\. krscale"
     ):
         check_weights_are_finite(nn.Sequential(Packed(2, 2)), "teacher")
+
+
+class Shuffled(nn.Module):
+    """A head of zeros behind an order of the pixels that is drawn once."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        order = torch.randperm(64)
+        if kept == "attribute":
+            self.order = order
+        else:
+            self.register_buffer("order", order, persistent=kept == "saved buffer")
+        self.head = nn.Linear(64, 5)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1)[:, self.order])
+
+
+def tied() -> nn.Module:
+    layer = nn.Linear(64, 64)
+    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.Linear(64, 5))
+
+
+@pytest.mark.parametrize("kept", ["attribute", "other buffer"])
+def test_what_is_drawn_and_not_saved_is_refused(kept):
+    with pytest.raises(UserError, match="student: the network is built with something random"):
+        check_rebuilt(Shuffled(kept), Shuffled(kept), SHAPE, "student")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(Shuffled, "saved buffer"), tied, partial(Net, 5), partial(Net, 5, form="dropout")],
+)
+def test_what_is_saved_whole_passes_and_is_not_changed(make):
+    networks = make(), make()
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    check_rebuilt(*networks, SHAPE, "student")
+    for network, state in zip(networks, before, strict=True):
+        found = network.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+        assert network.training

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from krscale.errors import UserError, nearest
 from krscale.models.misfits import refuse_misfits, shorten
+from krscale.models.tied import with_tied
 from krscale.models.torch_rules import Kept
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights")
@@ -120,10 +121,12 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = ""
     Raises:
         UserError: If the weights do not fit (the message lists names and shapes, and names a head
             with another number of classes as such), if no name begins with the key, or if two names
-            are equal without the parts inserted by wrappers but hold different weights.
+            are equal without the parts inserted by wrappers, or are one tensor in the model, but
+            hold different weights.
     """
     if key:
         return _fit_under(state, model, place, key.rstrip("."))
+    state = with_tied(state, model, place)
     expected = model.state_dict()
     if state.keys() == expected.keys():
         refuse_misfits(state, expected, model, place)

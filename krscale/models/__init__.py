@@ -106,12 +106,13 @@ def build_model(
         )
     refuse_programs(built, f"{where}.model: {name}")
     model = unwrap_all(built)
-    if not shapes_only and any(weight.is_meta for weight in model.parameters()):
-        raise UserError(
-            f"{where}.model: {name} returns weights without values, on the device 'meta'. A "
-            "function that keeps what it once built (functools.cache) must build a new one each "
-            "time."
-        )
+    for kind, values in (("weights", model.parameters()), ("buffers", model.buffers())):
+        if not shapes_only and any(value.is_meta for value in values):
+            raise UserError(
+                f"{where}.model: {name} returns {kind} without values, on the device 'meta'. A "
+                "function that keeps what it once built (functools.cache) must build a new one "
+                "each time."
+            )
     _refuse_lazy(model, name, where)
     read_logits(model, output_key, where)
     return model

@@ -32,7 +32,7 @@ def import_callable(name: str, where: str) -> Callable[..., Any]:
     try:
         with _with_values():
             module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse arguments when it is imported
         raise _import_error(name, module_name, error, where) from error
     found = getattr(module, attribute, None)
     if found is None:
@@ -73,7 +73,7 @@ def located(error: BaseException) -> str:
     return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
 
 
-def _import_error(name: str, module_name: str, error: Exception, where: str) -> UserError:
+def _import_error(name: str, module_name: str, error: BaseException, where: str) -> UserError:
     absent = error.name if isinstance(error, ModuleNotFoundError) else None
     if absent and f"{module_name}.".startswith(f"{absent}."):
         return UserError(

@@ -238,6 +238,7 @@ def test_foreign_module_that_cannot_be_imported(name):
         ("import os\nimport no_such_thing\n", r"no_such_thing.*broken_net\.py, line 2"),
         ("1 / 0\n", r"ZeroDivisionError: division by zero .*broken_net\.py, line 1"),
         ("from os import no_such_name\n", r"ImportError: .*broken_net\.py, line 1"),
+        ("import sys\nsys.exit('usage: train')\n", r"SystemExit: usage: train .*, line 2"),
         (
             "def helper():\n    raise KeyError('x')\ndef net(num_classes):\n    helper()\n",
             r"fails when it is built with num_classes=10: KeyError: 'x' .*broken_net\.py, line 2",

@@ -353,3 +353,56 @@ def test_a_network_that_was_kept_without_values_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     said = refused("teacher.model=teacher_kept:build")
     assert said.startswith("teacher.model: teacher_kept:build returns weights without values")
+
+
+def test_a_table_that_was_kept_without_values_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function that keeps tables of positions is first called on meta tensors."""
+    text = (
+        "import functools, torch\nfrom odd_networks import Net\n"
+        "@functools.cache\ndef table(): return torch.ones(())\n"
+        "class Kept(Net):\n"
+        "    def __init__(self, n_classes):\n"
+        "        super().__init__(n_classes)\n"
+        "        self.register_buffer('table', table())\n"
+        "    def forward(self, images): return super().forward(images * self.table)\n"
+    )
+    (tmp_path / "table_kept.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = refused("teacher.model=table_kept:Kept")
+    assert said.startswith("teacher.model: table_kept:Kept returns buffers without values")
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("role", ["teacher", "teacher.weights=own", "teacher of a file", "student"])
+def test_a_network_of_which_something_random_is_not_saved_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, saved: bool
+) -> None:
+    """Built again for its store, a teacher would shuffle the pixels in another order."""
+    name = f"shuffled_{saved}"
+    keep = "self.register_buffer('order', order)" if saved else "self.order = order"
+    text = (
+        "import torch\nfrom odd_networks import Net\n"
+        "class Shuffled(Net):\n"
+        "    def __init__(self, n_classes, width):\n"
+        "        super().__init__(n_classes, width=width)\n"
+        f"        order = torch.randperm(64)\n        {keep}\n"
+        "    def forward(self, images):\n"
+        "        mixed = images.flatten(1)[:, self.order]\n"
+        "        return super().forward(mixed.view_as(images))\n"
+    )
+    (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind = role.partition(".")[0].partition(" ")[0]
+    settings = [f"{kind}.model={name}:Shuffled", f"{kind}.options={{}}"]
+    if role == "teacher of a file":
+        state = Net(10, width=300).state_dict() | ({"order": torch.arange(64)} if saved else {})
+        torch.save(state, tmp_path / "w.pt")
+        settings.append(f"teacher.weights={tmp_path / 'w.pt'}")
+    elif "=" in role:
+        settings.append(role)
+    if saved:
+        resolved(*settings)
+    else:
+        assert f"{kind}: the network is built with something random" in refused(*settings)

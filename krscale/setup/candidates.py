@@ -17,7 +17,7 @@ from torch import nn
 
 from krscale.data import Dataset, Split
 from krscale.data.splits.stratify import of_every_class
-from krscale.errors import UserError
+from krscale.errors import UserError, first_line
 from krscale.models.metadata import preprocessing_of
 from krscale.models.preprocessing import PRESETS, Preprocessing, preprocessing_of_network
 
@@ -227,10 +227,9 @@ class _Trial:
     def _ask(self, name: str, preprocessing: Preprocessing) -> None:
         try:
             answers = self._answers(preprocessing)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            # Networks of a fixed size raise different errors.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            self.refused.setdefault(size_name(preprocessing, self.dataset), reason)
+        except Exception as error:  # noqa: BLE001 - a network of one size may raise any
+            text = first_line(error)
+            self.refused.setdefault(size_name(preprocessing, self.dataset), text)
             return
         labels, num_classes = self.split.labels, self.dataset.num_classes
         right, order = answers == labels, tuple(range(num_classes))

@@ -11,6 +11,7 @@ from torch import nn
 from krscale.config import ModelConfig
 from krscale.errors import UserError
 from krscale.knowledge.taps import LAYOUTS_ATTRIBUTE, settle_layouts
+from krscale.models.given import is_given
 
 
 def settle_taps(
@@ -36,7 +37,9 @@ def settle_taps(
         return
     options = json.dumps(config.options, sort_keys=True, default=str)
     kind, shape = type(network), tuple(image_shape)
-    found = _known(kind, config.model, options, paths, shape, config.tap_layout)  # type: ignore[arg-type]
+    found: dict[str, str] = {}
+    if not is_given(config.model):  # each call of `krscale.search` may give another network
+        found = _known(kind, config.model, options, paths, shape, config.tap_layout)  # type: ignore[arg-type]
     if not found:
         declared = "" if config.tap_layout == "auto" else config.tap_layout
         try:

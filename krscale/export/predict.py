@@ -151,6 +151,9 @@ class Student:
         if not labelled:
             raise RefusedError("no labelled file: an accuracy is that of one at least.")
         unknown = sorted({label for _, label in labelled} - set(self.classes))
+        if unknown and all(re.fullmatch(r"[0-9]+\.0+", label) for _, label in labelled):
+            # krscale reads such labels of a list as whole numbers.
+            return self.accuracy([(file, label.partition(".")[0]) for file, label in labelled])
         if unknown:
             listed = [repr(label) + _nearest(label, self.classes) for label in unknown]
             raise RefusedError(
@@ -204,9 +207,13 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
         return flat
     if image.mode[0] in "IF":
         raise ValueError("32 bits a channel")
+    tiles: Any = getattr(image, "tile", ())
+    bits = getattr(image, "tag_v2", {}).get(258, ())
+    if 16 in np.atleast_1d(bits) and len(image.mode) > 1 == len(tiles[0][3][0]):
+        raise ValueError("16 bits a channel in separate planes")  # Pillow reads them as 8 bits
     if background == "ignore" or not image.has_transparency_data:
         return image
-    key, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    key = image.info.get("transparency")
     kept = tiles[0][3] if tiles and image.format == "PNG" else ""
     if isinstance(key, int) and kept in ("L;2", "L;4"):  # Pillow scales the levels, not the key
         image.info["transparency"] = key * (85 if kept == "L;2" else 17)
@@ -279,6 +286,9 @@ def find_labelled(path: Path, split: str | None, root: Path | None) -> list[Labe
         return [((root or Path()) / file, label) for file, label in _read_list(path, split)]
     if split is not None or root is not None:
         raise RefusedError(f"--split and --root are for a list of files; {path} is a folder.")
+    for one in sorted(path.iterdir()):
+        if one.is_symlink() and not one.exists() and not one.name.startswith("."):
+            raise RefusedError(f"{one}: a link to something that is not there; it may be a class.")
     files = find_files([path])
     for file in files:
         if file.parent == path:
@@ -319,16 +329,13 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
         raise RefusedError(
             f"{path}: a line without path or label: {','.join(map(str, short.values()))}."
         )
-    labels = [row["label"] for row in rows]
-    if all(re.fullmatch(r"[0-9]+\.0+", label) for label in labels):  # as krscale reads such labels
-        labels = [label.partition(".")[0] for label in labels]
-    return [(row["path"], label) for row, label in zip(rows, labels, strict=True)]
+    return [(row["path"], row["label"]) for row in rows]
 
 
 def _is_image(path: Path, folder: Path) -> bool:
     parts = path.relative_to(folder).parts
     hidden = any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in parts)
-    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+    return not hidden and path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def _read_card(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from pngs import GREY, RGB, png
 from running import check_exports_here, environment
+from tiffs import tiff
 
 from krscale.config import Experiment, load, with_values
 from krscale.data import Dataset, prepare_data
@@ -41,6 +42,7 @@ from krscale.export.predict import (
     RefusedError,
     Student,
     UnreadableError,
+    find_labelled,
     load_pixels,
 )
 from krscale.models.preprocessing import normalise, preprocessing_of_network
@@ -207,6 +209,19 @@ def test_files_are_read_as_the_data_were(
         np.testing.assert_array_equal(load_pixels(file, preprocessing), expected, file.name)
 
 
+def test_a_file_that_the_data_would_refuse_is_refused(tmp_path: Path) -> None:
+    values = np.arange(5 * 6 * 3).reshape(5, 6, 3)
+    preprocessing = {"image_shape": (3, 5, 6), "decoding": decoding_of(load().data)}
+    for planes in (False, True):
+        (tmp_path / "a.tiff").write_bytes(tiff(values << 8, 16, planes=planes))
+        if planes:
+            with pytest.raises(UnreadableError, match="16 bits a channel in separate planes"):
+                load_pixels(tmp_path / "a.tiff", preprocessing)
+        else:
+            found = load_pixels(tmp_path / "a.tiff", preprocessing)
+            np.testing.assert_array_equal(found, values.transpose(2, 0, 1))
+
+
 @pytest.fixture(scope="module")
 def script(exported) -> Callable[..., int]:
     """Return the exported script as a function: arguments -> exit code."""
@@ -323,6 +338,34 @@ def test_files_that_cannot_be_read_are_named_together(script, held_out: Path, ca
     assert "2 of 6 files cannot be read" in err
     assert script(folder / "empty.png") == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_link_to_nothing_is_not_left_out_in_silence(script, held_out: Path, capsys) -> None:
+    gone = held_out / own_teacher.NAMES[0] / "gone.png"
+    gone.symlink_to("nowhere.png")
+    assert script("--accuracy", held_out) == 1
+    assert "gone.png: No such file" in capsys.readouterr().err
+    gone.unlink()
+    (held_out / own_teacher.NAMES[2]).symlink_to("nowhere")
+    assert script("--accuracy", held_out) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{own_teacher.NAMES[2]}: a link to something that is not there; it may be" in err
+
+
+def test_whole_numbers_with_a_point_are_classes_or_their_numbers(
+    exported, held_out: Path, tmp_path: Path
+) -> None:
+    student = Student(exported[0])
+    numbers = {name: number for number, name in enumerate(student.classes)}
+    files = sorted(held_out.rglob("*.png"))
+    expected = student.accuracy([(file, file.parent.name) for file in files])
+    lines = [f"{file},{numbers[file.parent.name]}.0" for file in files]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+    labelled = find_labelled(tmp_path / "list.csv", None, None)
+    for end in ("", ".0"):
+        student.classes = [f"{number}{end}" for number in numbers.values()]
+        assert student.accuracy(labelled) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")

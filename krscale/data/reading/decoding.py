@@ -40,6 +40,9 @@ _DEEP_GREY = ("PNG", "PPM")
 """Formats whose 16 bits Pillow returns as 32; no file of these formats has more than 16."""
 _DEEP_COLOUR = "RGB;16B"
 """Pillow keeps the upper bytes of these, so a key of three times 16 bits matches no pixel."""
+_COLOURS = ("RGB", "RGBA")
+_PLANES = "16 bits a channel in separate planes; save it with the channels of each pixel together"
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -62,7 +65,7 @@ class Decoded:
         mode: Pillow's name for the colour mode of the file.
         size: `(H, W)` as the file has it.
         transparent: Whether it was composited on the background.
-        brightest: Largest 16-bit value; None for images of 8 bits.
+        brightest: Largest 16-bit value, as far as it is known; None for images of 8 bits.
         keyed: Whether the file names a transparent colour that cannot be matched.
         orientation: Orientation from its EXIF data, 1 to 8; 1 if it is upright.
         problem: Why it cannot be read.
@@ -159,6 +162,9 @@ class Decoder:
     def _read(self, opened: Image.Image) -> Decoded:
         image = opened
         mode, size = image.mode, (image.height, image.width)
+        if _in_planes(image):
+            return Decoded(None, mode, size, problem=_PLANES)
+        deep_colour = mode in _COLOURS and ";16" in _raw_mode(image)
         wanted, brightest = _MODES[self.config.num_channels], None
         transparent = keyed = False
         if mode.startswith("I;16") or (mode == "I" and image.format in _DEEP_GREY):
@@ -169,6 +175,8 @@ class Decoder:
             keyed = not _scale_key(image)
             image, transparent = self._on_background(image)
         pixels = image.convert(wanted)
+        if deep_colour:
+            brightest = _brightest(opened)
         orientation = _orientation(opened)
         if self.config.exif_orientation and orientation in _TURNS:
             pixels = pixels.transpose(_TURNS[orientation])
@@ -238,14 +246,35 @@ def _bomb(image: Image.Image, size: int) -> str:
     )
 
 
+def _raw_mode(image: Image.Image) -> str:
+    """Return the mode in which a file stores its pixels; empty if Pillow does not provide it.
+
+    Call this before the pixels are read: afterwards, Pillow no longer provides it.
+    """
+    tiles = getattr(image, "tile", ())
+    arguments = tiles[0][3] if tiles else ""
+    found = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return found if isinstance(found, str) else ""
+
+
+def _in_planes(image: Image.Image) -> bool:
+    """Whether a TIFF has 16-bit colours in planes, whose bytes Pillow reads as pixels of 8 bits."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
+    return 16 in np.atleast_1d(bits) and len(image.mode) > 1 == len(_raw_mode(image))
+
+
+def _brightest(image: Image.Image) -> int:
+    """Return the largest value that colours of 16 bits may have, as only upper bytes are known."""
+    return (int(np.asarray(image)[..., :3].max(initial=0)) << 8) + 255
+
+
 def _scale_key(image: Image.Image) -> bool:
     """Scale the transparent level of a PNG to Pillow's values; return False if that is impossible.
 
     Call this before the pixels are read: afterwards, Pillow no longer provides the storage mode.
     """
     key = image.info.get("transparency")
-    tiles = getattr(image, "tile", ()) if image.format == "PNG" else ()
-    kept = tiles[0][3] if tiles else ""
+    kept = _raw_mode(image) if image.format == "PNG" else ""
     if isinstance(key, int) and kept in _LEVELS:
         image.info["transparency"] = key * _LEVELS[kept]
     if key is None or kept != _DEEP_COLOUR:

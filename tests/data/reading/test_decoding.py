@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 from pngs import GREY, GREY_ALPHA, RGB, RGBA, png
+from tiffs import tiff
 
 from krscale.config import DataConfig, Experiment, FilesConfig, with_values
 from krscale.config.older import with_former_defaults
@@ -80,7 +81,7 @@ def test_16_bits_are_scaled(tmp_path, colour, channels):
     exact = levels[0] / 65_535 * 255
     assert np.abs(found.pixels - exact).max() < 1
     assert found.pixels[:, 0, -1].tolist() == [255, 255, 255]
-    assert found.brightest == (65_535 if colour == GREY else None)
+    assert found.brightest == 65_535
 
 
 def test_16_bits_with_a_transparent_level(tmp_path):
@@ -210,6 +211,21 @@ def test_32_bits_are_not_readable(tmp_path, mode):
     assert decode(tmp_path / "deep.tiff").problem == f"32 bits a channel (mode {mode})"
 
 
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colours_of_16_bits_in_planes_are_not_readable(tmp_path, bits, planes):
+    """Pillow reads each byte of a plane as a pixel, which gives noise."""
+    values = np.random.default_rng(0).integers(0, 2**bits, (5, 6, 3))
+    (tmp_path / "a.tiff").write_bytes(tiff(values, bits, planes=planes))
+    found = decode(tmp_path / "a.tiff")
+    if bits == 16 and planes:
+        assert found.problem.startswith("16 bits a channel in separate planes")
+    else:
+        assert found.pixels is not None
+        assert np.array_equal(found.pixels, (values >> (bits - 8)).transpose(2, 0, 1))
+        assert (found.brightest is not None) == (bits == 16)
+
+
 def images(root: Path, num_images: int = 12) -> Path:
     for label, name in enumerate(("ant", "bee", "cat")):
         for number in range(num_images):
@@ -311,11 +327,12 @@ def test_transparency_is_said_once_and_kept_by_older_runs(tmp_path):
     assert "background" not in with_former_defaults(embedded)["data"]
 
 
-def test_dark_16_bit_images_are_said(tmp_path):
+@pytest.mark.parametrize(("colour", "channels"), [(GREY, 1), (RGB, 3)])
+def test_dark_16_bit_images_are_said(tmp_path, colour, channels):
     root = images(tmp_path / "data")
-    values = np.random.default_rng(0).integers(0, 4096, (36, 6, 5, 1)).astype(np.uint16)
+    values = np.random.default_rng(0).integers(0, 4096, (36, 6, 5, channels)).astype(np.uint16)
     for path, levels in zip(sorted(root.rglob("*.png")), values, strict=True):
-        path.write_bytes(png(levels, GREY))
+        path.write_bytes(png(levels, colour))
     notes: list[str] = []
     prepare(root, notes, allow_duplicates=True)
     assert any("36 images have 16 bits a channel" in note for note in notes)

@@ -141,8 +141,9 @@ def _conversion(arrays: Sequence[Array], where: str) -> tuple[Callable[[Array], 
     if kind.kind not in "uif":
         raise UserError(f"{where}: images of type {kind}; expected numbers, best uint8.")
     filled = [array for array in arrays if array.size]
-    least = min((float(array.min()) for array in filled), default=0.0)
-    most = max((float(array.max()) for array in filled), default=0.0)
+    # NumPy's extremes are NaN if any value is; Python's `min` and `max` depend on the order.
+    least = float(np.min([array.min() for array in filled])) if filled else 0.0
+    most = float(np.max([array.max() for array in filled])) if filled else 0.0
     found = f"{kind} from {least:g} to {most:g}"
     if kind == np.uint16 and most > 255:
         return (

@@ -293,6 +293,14 @@ def test_floats_that_are_no_pixels_are_refused_with_the_cause():
             converted(train=array)
 
 
+@pytest.mark.parametrize("broken", ["train", "test"])
+def test_missing_pixels_are_refused_in_every_split(broken: str) -> None:
+    splits = {name: images(seed=seed) / 255 for seed, name in enumerate(("train", "test"))}
+    splits[broken][-1, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match="images are float64 from nan to nan"):
+        converted(**splits)
+
+
 def test_whole_numbers_up_to_one_are_said_to_be_dark():
     for kind in (np.uint8, np.int64, np.uint16):
         found, notes = converted(train=(images() % 2).astype(kind))

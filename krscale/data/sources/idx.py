@@ -127,7 +127,8 @@ def _sets(
     """
     found: dict[str, dict[tuple[str, str], Path]] = {}
     with parsing(f"data.path: {folder}: cannot be listed"):
-        files = sorted(file for file in folder.iterdir() if file.is_file())
+        # A link to nothing is taken, too: reading it is an error, and its split is not cut anew.
+        files = sorted(file for file in folder.iterdir() if file.is_file() or file.is_symlink())
     names = [(file, named) for file in files if (named := _NAME.fullmatch(file.name))]
     if like:
         names.sort(key=lambda pair: _form(pair[1]) != _form(like))  # a stable sort

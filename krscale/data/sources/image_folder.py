@@ -69,7 +69,7 @@ class ImageFolder:
         if self.path not in self.roots.values():
             self.seen.add(self.top)
         for name, root in self.roots.items():
-            found[name] = _images(root, self.seen)
+            found[name] = _images(root, self.seen, skip=self.config.skip_unreadable)
             if name == "train" and len({label for label, _ in found[name]}) == 1:
                 refuse_one(root, [file for _, file in found[name]], whole=root == self.path)
         self.seen.check(self.path, skip=self.config.skip_unreadable)
@@ -120,6 +120,8 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
                 found.classes[entry.name] = num_images
         elif entry.is_symlink() and real(path).is_relative_to(real(entry)):
             found.links.append(str(entry))  # it contains this folder
+        elif entry.is_symlink() and not entry.exists():
+            found.broken.append((str(entry), "a link to nothing"))  # a class or split may be lost
         elif entry.is_dir():
             check_text(entry.name, str(entry))
             folders.append(entry)
@@ -148,8 +150,14 @@ def _num_images(entry: Path) -> int:
         return 0
 
 
-def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
+def _images(root: Path, seen: Found, *, skip: bool) -> list[tuple[str, str]]:
     """Return class and path of every image below `root`, sorted; the rest is added to `seen`.
+
+    Args:
+        root: Folder of the classes.
+        seen: Record of what is skipped.
+        skip: Whether data files that cannot be opened are left out. If not, `Found.check` reports
+            them, also those of a class that has no others.
 
     Raises:
         UserError: If there is no class, or a class without images.
@@ -163,9 +171,10 @@ def _images(root: Path, seen: Found) -> list[tuple[str, str]]:
     images: list[tuple[str, str]] = []
     for folder in folders:
         found = walk(folder, SUFFIXES)
-        if not found.files and not found.broken:
+        if not found.files and (skip or not found.broken):
             kinds = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"data.path: {folder}: no image in this class ({kinds}).")
+            gone = f"; none of its {len(found.broken)} can be opened" if found.broken else ""
+            raise UserError(f"data.path: {folder}: no image in this class ({kinds}){gone}.")
         refuse_splits_within(folder, _inside(folder, found.files))
         images += [(folder.name, file) for file in sorted(found.files)]
         seen.add(found)

@@ -477,6 +477,14 @@ class TestIdx:
         of_extra = "extra-images-idx3-ubyte, extra-labels-idx1-ubyte, other-dev-images-idx3-ubyte"
         assert any(f"{tmp_path}: files that were passed over: {of_extra}" in note for note in notes)
 
+    def test_a_split_of_links_to_nothing_is_not_cut_anew(self, tmp_path):
+        idx(tmp_path / "train-images-idx3-ubyte", images(shape=(6, 5)))
+        idx(tmp_path / "train-labels-idx1-ubyte", labels())
+        for end in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+            (tmp_path / f"t10k-{end}").symlink_to("nowhere")
+        with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte: cannot be read \(No such"):
+            prepare("idx", tmp_path, tmp_path / "cache")
+
     def test_two_names_of_one_split(self, tmp_path):
         for name in ("train", "t10k", "test"):
             idx(tmp_path / f"{name}-images-idx3-ubyte", images(shape=(6, 5)))

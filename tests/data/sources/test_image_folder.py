@@ -222,9 +222,38 @@ def test_what_is_no_file_is_passed_over_where_that_is_set(tmp_path):
     assert found.num_images == len(expected)
     (note,) = found.notes
     assert "links to folders: 4 (" in note
-    assert "data files that are no regular files: 4 (" in note
-    assert "a link to nothing 2" in note
+    assert "data files that are no regular files: 6 (" in note
+    assert "a link to nothing 4" in note
     assert "a device 2" in note
+
+
+@pytest.mark.parametrize("name", ["ant", "test", "v1.5"])
+def test_a_class_or_split_that_is_a_link_to_nothing_is_refused(tmp_path, name):
+    """As where the disk of a class is not mounted: it would be no class, without an error."""
+    fill(tmp_path / "data" / ("train" if name == "test" else ""))
+    shutil.rmtree(tmp_path / "data" / name, ignore_errors=True)
+    (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
+    message = rf"1 of \d+ data files are not regular files; .*data/{name}: a link to nothing"
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "data", tmp_path / "cache")
+    config = DataConfig(source="image_folder", path=str(tmp_path / "data"), skip_unreadable=True)
+    assert "a link to nothing 1" in check_data(config).notes[0]
+
+
+def test_a_class_whose_files_cannot_be_opened_does_not_vanish(tmp_path):
+    fill(tmp_path / "data")
+    for path in (tmp_path / "data/ant").iterdir():
+        path.unlink()
+        path.symlink_to("nowhere.png")
+    for skipped, message in (
+        (False, "12 of 36 data files are not regular files"),
+        (True, r"data/ant: no image in this class .*; none of its 12 can be opened"),
+    ):
+        config = DataConfig(
+            source="image_folder", path=str(tmp_path / "data"), skip_unreadable=skipped
+        )
+        with pytest.raises(UserError, match=message):
+            prepare_data(config, tmp_path / "cache")
 
 
 def test_images_may_be_links(tmp_path):

@@ -199,16 +199,16 @@ def _cut(
     Also return which images of the source each split has; if it cannot be cut, the splits are those
     of the source.
     """
-    groups = None if config.allow_duplicates else groups_of_copies(pixels["train"])
+    groups = groups_of_copies(pixels["train"])
     counts: dict[str, dict[str, int]] = {}
     try:
-        rows = cut_rows(data, config, groups).rows
+        rows = _rows(data, config, groups)
     except UserError as error:
         for name, split in data.splits.items():
             counts[name] = count(data.classes, split.labels)
         needed = 1 + sum(name not in data.splits for name in ("val", "test"))
         labels = data.splits["train"].labels
-        different = labels if groups is None else labels[np.unique(groups)]
+        different = labels if config.allow_duplicates else labels[np.unique(groups)]
         found = count(data.classes, different)
         too_small = {name: n for name, n in found.items() if n < needed}
         own = {name: (name, np.arange(len(split))) for name, split in data.splits.items()}
@@ -217,6 +217,19 @@ def _cut(
         origin, places = rows[name]
         counts[name] = count(data.classes, data.splits[origin].labels[places])
     return counts, {}, "", rows
+
+
+def _rows(
+    data: SourceData, config: DataConfig, groups: Rows
+) -> dict[SplitName, tuple[SplitName, Rows]]:
+    """Return the cut of `cut_splits`: copies matter only if a first cut separates some."""
+    cut = cut_rows(data, config)
+    part = np.zeros(len(groups), np.int64)
+    for number, rows in enumerate(cut.of("train").values()):
+        part[rows] = number
+    if config.allow_duplicates or np.array_equal(part, part[groups]):
+        return cut.rows
+    return cut_rows(data, config, groups).rows
 
 
 _ORDER: tuple[SplitName, ...] = ("train", "val", "test")

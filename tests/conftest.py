@@ -111,6 +111,15 @@ def _few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let files reach the disk later: only a power cut would show it. Drills wait as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "drill" not in request.config.option.markexpr:
+            patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _ray_ends_with_its_file() -> Iterator[None]:
     """Fail if a file's tests leave Ray running: the next file in this process would use it."""

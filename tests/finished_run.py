@@ -26,6 +26,7 @@ SETTINGS = (
     "tracking.enabled=false",
     "teacher.width=8",
     "teacher.num_epochs=1",
+    "distill.probe_grid=2",
     "views.num_views=2",
     "ladder.capacities=['1/16', '1/4']",
     "train.num_epochs=2",

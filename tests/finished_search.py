@@ -13,7 +13,7 @@ from running import in_process, overrides
 
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
-from krscale.search import session
+from krscale.search import insight_figure, session
 from krscale.search.studies.ladder import Ladder, Next
 from krscale.search.studies.trial_spec import Assignment, FinalKey
 from krscale.setup.build import Assets, build_training, trial_experiment
@@ -54,10 +54,21 @@ def train_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:
     assert upcoming is Next.DONE
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of a search, which take two thirds of a command that trains nothing.
+
+    tests/cli/test_tune.py looks at those of a search on Ray.
+    """
+    patch.setattr(session, "draw_curve", lambda curve, path: path.write_bytes(b""))
+    patch.setattr(session, "write_interactive", lambda curves, path: path.write_bytes(b""))
+    patch.setattr(insight_figure, "draw_insight", lambda insight, path: False)
+
+
 @contextmanager
 def without_ray(train: Any = train_here) -> Iterator[None]:
-    """Let `krscale.tune` run its trials with `train` instead of Ray."""
+    """Let `krscale.tune` run its trials with `train` instead of Ray, and draw no pictures."""
     with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
         patch.setattr(session, "connect", lambda cluster: None)
         patch.setattr(session, "reach_storage", lambda experiment: None)
         patch.setattr(session, "check_arrival", lambda models, builders: None)

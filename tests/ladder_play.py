@@ -8,7 +8,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from krscale.config import Experiment, load
-from krscale.search.space.space import load_space
+from krscale.search.space.space import SearchSpace, find_space, load_space
 from krscale.search.studies.ladder import Ladder, Next
 from krscale.search.studies.trial_spec import Assignment, StudyKey
 from krscale.setup.sizes import StudentSize
@@ -20,6 +20,7 @@ __all__ = [
 
 SIZES = (StudentSize("1/64", 2, 1000, 10_000), StudentSize("1/4", 8, 16_000, 160_000))
 METHODS = ("plain", "kr")
+_SPACES: dict[tuple[str, bytes], SearchSpace] = {}
 
 
 def experiment(**changes: object) -> Experiment:
@@ -45,8 +46,15 @@ def experiment(**changes: object) -> Experiment:
 
 def ladder(folder: Path, config: Experiment, listeners: tuple = (), **options: Any) -> Ladder:
     """Open the ladder of a folder, as a new process would."""
-    space = load_space(config, 6)
-    return Ladder(folder / "journal.log", config, space, SIZES, listeners, **options)
+    return Ladder(folder / "journal.log", config, space_of(config), SIZES, listeners, **options)
+
+
+def space_of(config: Experiment) -> SearchSpace:
+    """Read the space of an experiment, once: each field is tried on the whole experiment."""
+    key = config.model_dump_json(), find_space(config.search.space).read_bytes()
+    if key not in _SPACES:
+        _SPACES[key] = load_space(config, 6)
+    return _SPACES[key]
 
 
 def quality(assignment: Assignment) -> float:

@@ -409,11 +409,13 @@ class TestJournal:
         at = len(lines) // 2
         for broken in (lines[at][:10] + b"\n", lines[at][:-1], b"\xff" + lines[at], b"[]\n"):
             path.write_bytes(b"".join([*lines[:at], broken, *lines[at + 1 :]]))
-            assert self.tune(storage) == 2
-            err = capsys.readouterr().err
-            assert f"{path}: damaged: line {at + 1} of " in err
+            with pytest.raises(UserError, match=re.escape(f"{path}: damaged: line {at + 1} of ")):
+                Journal(path)
             assert call("insight", str(storage / "small")) == 2
             assert f"{path}: damaged: line {at + 1} of " in capsys.readouterr().err
+        assert self.tune(storage) == 2
+        err = capsys.readouterr().err
+        assert f"{path}: damaged: line {at + 1} of " in err
         command = err[err.index("cp ") :].strip()
         subprocess.run(["sh", "-c", command], check=True)
         assert path.read_bytes() == b"".join(lines[:at])

@@ -62,7 +62,7 @@ PROGRAMS = {
 
 SMALL = (
     "tracking.enabled=false", "teacher.width=8", "teacher.num_epochs=1", "views.num_views=2",
-    "ladder.capacities=['1/16','1/64']", "train.num_epochs=1",
+    "ladder.capacities=['1/16','1/64']", "train.num_epochs=1", "distill.probe_grid=2",
 )  # fmt: skip
 """The settings of the small finished run, whose data, teacher and store exist already."""
 

@@ -363,6 +363,8 @@ def test_torchs_own_norm_of_all_workers_still_takes_no_tensors_on_the_cpu(result
 
 
 if __name__ == "__main__":
+    import torch._dynamo  # by the first optimiser of each otherwise
+
     other = os.fork()
     _work(0 if other else 1, sys.argv[1])
     code = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0

@@ -32,8 +32,8 @@ TINY = (
     "search.methods=['plain']", "search.num_final_seeds=1", "ladder.capacities=['1/16']",
     "search.trials_per_size=1", "cluster.num_cpus=1",
 )  # fmt: skip
-KEPT_TEACHER = ("teacher.num_epochs=1", "views.num_views=1")
-"""With these the teacher and the store of the fixture `searched` serve."""
+KEPT_TEACHER = ("teacher.num_epochs=1", "views.num_views=1", "distill.probe_grid=4")
+"""With these the teacher, its probes and the store of the fixture `searched` serve."""
 SLOW_TEACHER = ("teacher.num_epochs=2000",)
 
 

@@ -1,6 +1,7 @@
 """A student that fails in training as its option `fate` selects; by default it does not fail.
 
-Each training writes the numbers of threads of its process into `folder`.
+Each training writes the numbers of threads of its process into `folder`, in its first step and once
+again in its second epoch of digits, when all libraries are loaded: asking them takes 10 ms.
 """
 
 import json
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from krscale.models.resnet import resnet
 
+STEPS_THAT_WRITE = (1, 18)
 SECONDS_OF_A_STEP = 0.02
 """For students that are to be killed: an epoch of digits, 17 steps, then takes a third of a
 second, and a trial has written a checkpoint before its fourth epoch."""
@@ -30,7 +32,7 @@ SLOW_SECONDS = 0.3
 class Troubled(nn.Module):
     def __init__(self, fate: str = "calm", folder: str = "", **arguments: Any) -> None:
         super().__init__()
-        self.fate, self.folder, self.num_steps = fate, Path(folder), 0
+        self.fate, self.folder, self.num_steps, self.num_seen = fate, Path(folder), 0, 0
         self.grown: list[bytes] = []
         if fate == "is never built" and sys.argv[0].endswith("default_worker.py"):
             time.sleep(1e6)
@@ -48,7 +50,7 @@ class Troubled(nn.Module):
             if not (dist.is_initialized() and dist.get_rank() == 1):
                 return
             self.fate = self.fate.removeprefix("second ")
-        (self.folder / f"threads-{os.getpid()}.json").write_text(json.dumps(threads()))
+        self._note_threads()
         if self.fate == "out of memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         if self.fate == "grows":
@@ -69,6 +71,11 @@ class Troubled(nn.Module):
             if self.num_steps > STEPS_BEFORE_DEATH:
                 died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    def _note_threads(self) -> None:
+        self.num_seen += 1
+        if self.num_seen in STEPS_THAT_WRITE:
+            (self.folder / f"threads-{os.getpid()}.json").write_text(json.dumps(threads()))
 
 
 def threads() -> dict[str, int]:

@@ -15,7 +15,10 @@ from krscale.setup.prepare import Prepared, prepare
 from krscale.setup.teacher import open_teacher
 from krscale.training.loop import fit
 
-SETTINGS = ("teacher.width=8", "teacher.num_epochs=2", "views.num_views=1", "train.num_epochs=5")
+SETTINGS = (
+    "teacher.width=8", "teacher.num_epochs=1", "views.num_views=1", "distill.probe_grid=2",
+    "train.num_epochs=3",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

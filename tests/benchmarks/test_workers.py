@@ -25,7 +25,7 @@ def _threads() -> Iterator[None]:
 
 
 def test_seconds_are_of_the_epochs_after_the_first(tmp_path: Path) -> None:
-    changes = (*TASK, *workers.TINY)
+    changes = (*TASK, *workers.TINY, "distill.probe_grid=1")
     found = seconds_of_steps(str(tmp_path), changes, 4, 2)
     assert len(found) == 2
     assert all(0 < seconds < 60 for seconds in found)

@@ -17,6 +17,7 @@ main = in_process("store")
 SETTINGS = (
     "teacher.width=2",
     "teacher.num_epochs=1",
+    "distill.probe_grid=2",
     "views.num_views=2",
     "store.shard_rows=512",
     "store.top_k=2",

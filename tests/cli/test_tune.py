@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ pytestmark = [
 METHODS = ("plain", "kr")
 CAPACITIES = ("1/16", "1/4")
 TRIALS, FINALS, NUM_EPOCHS = 2, 2, 3
-OWN = (*SMALL, f"search.methods={list(METHODS)}")
+OWN = (*SMALL, "teacher.num_epochs=1", f"search.methods={list(METHODS)}")
 WATCHED = "teacher.model=watched_teacher:Watched"
 
 
@@ -54,8 +55,12 @@ def check_complete(run: Path, num_sizes: int = len(CAPACITIES)) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+) -> tuple[Path, dict[str, Any]]:
     storage = tmp_path_factory.mktemp("storage")
+    # A storage without one: tests/cluster/test_job_submit.py.
+    shutil.copy(empty_database, storage / "mlflow.db")
     # A relative path, as by default: workers run in other folders and must find the same place.
     relative = os.path.relpath(storage, ROOT)
     settings = (*OWN, f"storage_path={relative}", "name=small", WATCHED)

@@ -26,9 +26,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 # Without `cluster.*` the job joins the cluster it was submitted to, and starts no Ray of its own.
 SETTINGS = (
     *(setting for setting in SMALL if not setting.startswith("cluster.")),
+    "teacher.num_epochs=1",
     "ladder.capacities=['1/4']",
     "search.trials_per_size=1",
     "search.num_final_seeds=1",
+    "search.cpus_per_trial=2",  # both: one worker trains all, and the imports take most of its time
 )
 
 
@@ -121,7 +123,8 @@ def temporary() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def env(home: Path, temporary: Path) -> dict[str, str]:
     """The environment of a shell on a fresh machine."""
-    return fresh_machine(home, temporary)
+    # No idle workers when a job connects: its own have its environment, and are started for it.
+    return fresh_machine(home, temporary, RAY_prestart_worker_first_driver="0")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -67,13 +68,26 @@ def _cluster():
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data and the teacher, to copy."""
+    experiment = load(None, [*SETTINGS, f"storage_path={tmp_path_factory.mktemp('made')}"])
+    recipe_of(experiment)
+    return experiment.cache_path
+
+
 @pytest.fixture
-def experiment(tmp_path: Path) -> Experiment:
+def experiment(cache: Path, tmp_path: Path) -> Experiment:
+    shutil.copytree(cache, tmp_path / "cache")
     return load(None, [*SETTINGS, f"storage_path={tmp_path}"])
 
 
 @pytest.fixture
 def recipe(experiment: Experiment) -> StoreRecipe:
+    return recipe_of(experiment)
+
+
+def recipe_of(experiment: Experiment) -> StoreRecipe:
     dataset = prepare_data(experiment.data, experiment.cache_path)
     facts, path = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
     return StoreRecipe(Networks.resolve(experiment, dataset), dataset, facts, path)
@@ -128,10 +142,7 @@ def test_a_machine_without_the_folder_makes_the_same_shards(
         monkeypatch.setattr(room, "_held", {})
 
     machine("driver")
-    experiment = load(None, [*SETTINGS, f"storage_path=file://{tmp_path / 'bucket'}"])
-    dataset = prepare_data(experiment.data, experiment.cache_path)
-    facts, path = prepare_teacher(experiment, dataset, CPU, lambda done, total: None)
-    recipe = StoreRecipe(Networks.resolve(experiment, dataset), dataset, facts, path)
+    recipe = recipe_of(load(None, [*SETTINGS, f"storage_path=file://{tmp_path / 'bucket'}"]))
     prepare_store(recipe.spec(CPU), lambda *step: None)
     alone = contents(recipe)
     recipe.path.rename(recipe.path.with_name("alone"))

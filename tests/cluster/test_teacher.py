@@ -16,7 +16,7 @@ from krscale.config import Experiment, load
 from krscale.errors import NonFiniteError, UserError
 from krscale.parallel import Workers
 from krscale.setup.prepare import Prepared, prepare
-from krscale.storage import room
+from krscale.storage import heartbeats, room
 from krscale.storage.address import CACHE_VARIABLE
 from krscale.storage.objects import Objects
 from krscale.training.checkpoint import save_weights
@@ -26,6 +26,7 @@ SETTINGS = (
     "teacher.width=4",
     "teacher.num_epochs=2",
     "views.num_views=1",
+    "distill.probe_grid=1",
     "data.max_images=300",
     "teacher.allow_poor=true",
     "teacher.num_workers=2",
@@ -119,16 +120,14 @@ def test_on_a_uri_one_driver_trains_and_leaves_the_teacher_alone(
             patch.setattr(room, "_held", {})
             patch.setattr(teacher, "fit_on_workers", fit)
             patch.setattr("krscale.storage.driver_lock.EXPIRE_SECONDS", 1e9)
-            patch.setattr("time.sleep", lambda seconds: objects.write(key, beaten(key)))
             try:
                 teach(uri)
             except UserError as error:
                 refused.append(str(error))
         return fit(*arguments)
 
-    def beaten(key: str) -> bytes:
-        return (objects.read(key) or b"").replace(b'"beat": 0', b'"beat": 1')
-
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.0)  # the other machine waits for one
+    monkeypatch.setattr(heartbeats, "TRY_SECONDS", 0.05)
     monkeypatch.setattr(teacher, "fit_on_workers", fit_and_look)
     found = teach(uri)
     assert len(refused) == 1

@@ -16,10 +16,10 @@ def pairs() -> Pairs:
     return make_pairs()
 
 
-@pytest.fixture(scope="module")
-def trained(pairs: Pairs) -> nn.Module:
+@pytest.fixture(scope="session")
+def trained() -> nn.Module:
     torch.manual_seed(0)
-    return learn(LikeResNet(6), pairs)
+    return learn(LikeResNet(6), make_pairs())
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_networks_of_the_zoo(pairs: Pairs) -> None:
     assert set(kr.shown()) == {"ce", "kr", "where", "parameter", "kr/active_classes"}
 
 
-def in_turn(num_classes: int, num_each: int = 40) -> Pairs:
+def in_turn(num_classes: int, num_each: int = 24) -> Pairs:
     """Return a loader that takes the classes in turn, as balanced samplers do."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(num_classes * num_each) % num_classes
@@ -82,7 +82,7 @@ def test_no_order_of_the_images_hides_a_class_from_the_probes(num_classes: int) 
     torch.manual_seed(0)
     pairs = in_turn(num_classes)
     teacher = learn(LikeResNet(6, num_classes=num_classes), pairs, steps=80)
-    order = torch.randperm(len(pairs) * 40)
+    order = torch.randperm(24 * num_classes)
     images, labels = (torch.cat(part)[order] for part in zip(*pairs, strict=True))
     shuffled = list(zip(images.split(40), labels.split(40), strict=True))
     found = [

@@ -10,6 +10,7 @@ from kr_losses import Pairs, make
 from torch import Tensor, nn
 
 from krscale import KRLoss
+from krscale.kr import loop_watch
 
 
 @pytest.mark.parametrize(
@@ -58,34 +59,36 @@ def test_a_student_that_cannot_learn_is_said_once(
 @pytest.mark.parametrize("granularity", [1, 3])
 def test_heads_that_no_optimiser_has_are_said_once(
     learning: bool, granularity: int, teacher: nn.Module, student: nn.Module, pairs: Pairs,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The student would be taught through heads that keep their random initial weights."""
+    monkeypatch.setattr(loop_watch, "_LOSSES_UNTIL_HEADS_MOVE", 20)  # 100 take a second
     kr = make(teacher, student, pairs, granularity=granularity)
     kr.begin_epoch(0.0)
     parameters = [*student.parameters(), *(kr.parameters() if learning else ())]
     optimiser = torch.optim.SGD(parameters, lr=0.01)
     images, labels = pairs[0][0][:4], pairs[0][1][:4]
-    for step in range(110):
+    for step in range(24):
         kr(images, labels).backward()
         if step % 16 == 15:
             optimiser.step()
             optimiser.zero_grad()
     assert len(caplog.records) == (not learning and granularity > 1)
-    assert not caplog.text or "heads have not changed in 100 steps" in caplog.text
+    assert not caplog.text or "heads have not changed in 20 steps" in caplog.text
 
 
 def test_heads_whose_weights_are_kept_elsewhere(
-    teacher: nn.Module, student: nn.Module, pairs: Pairs
+    teacher: nn.Module, student: nn.Module, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FSDP keeps them in one tensor for many layers, which then have no parameters."""
+    monkeypatch.setattr(loop_watch, "_LOSSES_UNTIL_HEADS_MOVE", 20)
     kr = make(teacher, student, pairs)
     for head in kr.method.heads:
         for name, weight in list(head.named_parameters()):
             delattr(head, name)
             setattr(head, name, weight.detach().requires_grad_())
     assert list(kr.parameters()) == []
-    for _ in range(101):
+    for _ in range(21):
         assert kr(*pairs[0]).isfinite()
 
 

@@ -476,6 +476,7 @@ def test_the_same_command_on_other_images(
         "train.global_batch_size=8",
         "views.num_views=1",
         "distill.capacity=1/4",
+        "distill.probe_grid=1",
         "teacher.allow_poor=true",
         "tracking.enabled=false",
     ):

@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
     "early_stopping": "none",
     "gpus_per_trial": 0,
     "quiet": True,
-    "settings": {"views.num_views": 1, "tracking.enabled": False},
+    "settings": {"views.num_views": 1, "distill.probe_grid": 2, "tracking.enabled": False},
 }
 TEST = gratings(2, 90)
 TRAINED = trained()
@@ -276,8 +276,10 @@ def test_what_is_wrong_is_said_before_anything_trains(
 
 
 def test_the_examples_of_the_page_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copy(empty_database, tmp_path / "mlflow.db")  # making one takes seconds
     page = (ROOT / "docs" / "search-in-python.md").read_text(encoding="utf-8")
     examples = [block for block in blocks(page, "python") if "# an experiment" not in block]
     assert len(examples) == 3

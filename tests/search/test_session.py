@@ -107,6 +107,7 @@ def ladders(
         assert upcoming is Next.DONE
         found.append((ladder, ran))
 
+    finished_search.draw_nothing(monkeypatch)
     monkeypatch.setattr(session, "connect", lambda cluster: None)
     monkeypatch.setattr(session, "check_arrival", lambda models, builders: None)
     monkeypatch.setattr(session, "num_slots", lambda *_: 1)

@@ -62,7 +62,7 @@ def test_mirrored_characters_are_said(source: str, flip: bool) -> None:
 
 def test_students_learn_from_mixed_images_and_their_labels(tmp_path: Path) -> None:
     settings = ("teacher.width=4", "teacher.num_epochs=1", "views.num_views=1", "views.cutmix=1")
-    method = ("views.mixup=0.4", "distill.method=kr+kd")
+    method = ("views.mixup=0.4", "distill.method=kr+kd", "distill.probe_grid=2")
     experiment = load(None, [*settings, *method, f"storage_path={tmp_path}"])
     with Progress(quiet=True, planned={}) as progress:
         assets = Assets.open(prepare(experiment, progress))

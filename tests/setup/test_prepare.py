@@ -29,8 +29,9 @@ from krscale.training.loop import Training
 
 SETTINGS = (
     "teacher.width=4",
-    "teacher.num_epochs=2",
+    "teacher.num_epochs=1",
     "views.num_views=1",
+    "distill.probe_grid=2",
     "distill.method=kr+dkd+kd",
     "distill.parameter_weight=0.1",
 )
@@ -124,7 +125,7 @@ def test_positions_are_stored_and_compared_where_they_have_a_weight(
     before, facts = prepared
     assert not facts.feature_paths
     storage = f"storage_path={before.storage_path}"
-    experiment = load(None, [*SETTINGS[:3], *changes, storage, "distill.where_weight=1.5"])
+    experiment = load(None, [*SETTINGS[:4], *changes, storage, "distill.where_weight=1.5"])
     with Progress(quiet=True, planned={}) as progress:
         found = prepare(experiment, progress)
     assert list(found.feature_paths) == ["where"]
@@ -163,7 +164,7 @@ def test_a_teacher_that_is_made_again_teaches_by_stores_of_its_own(
 ) -> None:
     """Fail if students learn from the outputs of an earlier teacher."""
     torch.set_num_threads(1)
-    small = ("teacher.width=2", "teacher.num_epochs=1", "views.num_views=1", "distill.method=kd")
+    small = (*SETTINGS[1:4], "teacher.width=2", "distill.method=kd")
     experiment = load(None, [*small, "search.methods=['kd']", f"storage_path={tmp_path}"])
 
     def made() -> Prepared:

@@ -26,6 +26,7 @@ SETTINGS = (
     "teacher.width=4",
     "teacher.num_epochs=1",
     "views.num_views=1",
+    "distill.probe_grid=1",
     "data.max_images=300",
     "teacher.allow_poor=true",
 )

@@ -50,6 +50,7 @@ def settings(folder: Path, weights: str = "right", **changes: object) -> list[st
         f"storage_path={folder / 'runs'}",
         f"teacher.weights={folder / weights}.safetensors",
         "teacher.width=8",
+        "distill.probe_grid=1",
         *given,
     ]
 

@@ -35,6 +35,7 @@ SMALL = (
     "tracking.enabled=false",
     "teacher.width=4",
     "teacher.num_epochs=1",
+    "distill.probe_grid=2",
     "views.num_views=1",
     "train.num_epochs=1",
     "distill.reviewkd_warmup=0",

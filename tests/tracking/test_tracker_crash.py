@@ -27,7 +27,10 @@ CHILD = f"""{SEARCH}
 import os, signal, sys
 from pathlib import Path
 from krscale.tracking import Tracker
-from krscale.tracking.server import Server
+from krscale.tracking.address import resolve_address
+from krscale.tracking.server import Server, prepare_mlflow
+
+prepare_mlflow(resolve_address("", Path(sys.argv[1]).parent))  # imports MLflow
 
 def record(path, method, deadly):
     real, calls = getattr(Server, method), []

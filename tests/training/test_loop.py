@@ -26,7 +26,7 @@ from krscale.training.loop import Training, evaluate, fit, fit_or_continue
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return prepare_data(DataConfig(), tmp_path_factory.mktemp("cache"))
+    return prepare_data(DataConfig(max_images=900), tmp_path_factory.mktemp("cache"))
 
 
 def training(dataset: Dataset, method: Method | None = None, **changes: object) -> Training:

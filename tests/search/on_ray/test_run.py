@@ -1,5 +1,6 @@
 """What a search refuses on a cluster, and which errors in Tune end a search or a trial."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.utils.object_cache import _ObjectCache
 
 from krscale.config import load
-from krscale.errors import UserError
+from krscale.errors import StorageError, UserError
 from krscale.search.on_ray import run
 from krscale.search.on_ray.run import LadderScheduler
 from krscale.search.on_ray.searcher import LadderSearcher, Running
@@ -96,3 +97,15 @@ def test_a_trial_that_failed_as_a_used_worker_was_given_to_it_keeps_no_place(
     assert controller._actor_cache.total_max_objects == 0
     controller._search_alg.on_trial_complete("x", error=True)
     assert controller._search_alg.ladder.ended == [TrialState.FAIL]
+
+
+def test_a_worker_that_cannot_work_on_the_run_ends_the_search(tmp_path: Path) -> None:
+    """Its node may have joined after the nodes were compared; no trial counts for that."""
+    ladder = Refusing("nothing")
+    controller, trial = tune_with(ladder)
+    trial.error_file = tmp_path / "error.txt"
+    other = "seven has other versions than here: torch 2.5 (here 2.13)."
+    trial.error_file.write_text(f"krscale.errors.NodeError: {other}\n")
+    with pytest.raises(StorageError, match=re.escape(other)):
+        controller._scheduler_alg.on_trial_error(controller, trial)
+    assert ladder.ended == []

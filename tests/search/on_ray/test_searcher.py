@@ -7,16 +7,21 @@ from typing import Any, cast
 
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
 from krscale.config import load
+from krscale.errors import UserError
+from krscale.search.on_ray.run import _refuse_failures
 from krscale.search.on_ray.searcher import LadderSearcher, Running
+from krscale.search.on_ray.trial_error import TrialError
 
 
 class FakeLadder:
     """Records how trials ended."""
 
-    def __init__(self) -> None:
-        self.experiment = load(None, ["train.num_epochs=4", "search.grace_epochs=1"])
+    def __init__(self, *settings: str) -> None:
+        self.experiment = load(None, ["train.num_epochs=4", "search.grace_epochs=1", *settings])
+        self.config = self.experiment.search
         self.ended: list[tuple[TrialState, str]] = []
         self.num_failed = 0
 
@@ -51,3 +56,21 @@ def test_the_end_of_a_trial_that_was_withdrawn_is_no_news() -> None:
     ladder = FakeLadder()
     LadderSearcher(cast(Any, ladder), (), cast(Any, None)).on_trial_complete("x")
     assert ladder.ended == []
+
+
+def test_a_search_gives_up_at_as_many_failures_as_it_allows() -> None:
+    ladder = FakeLadder("search.max_failures=2")
+    searcher = LadderSearcher(cast(Any, ladder), (), cast(Any, None))
+    for error in ("first", "second"):
+        assert not searcher.gave_up
+        searcher.trials["x"] = Running(cast(Any, SimpleNamespace(name="x")), {})
+        searcher.errors["x"] = TrialError(error, None)
+        searcher.on_trial_complete("x", error=True)
+    assert searcher.gave_up
+    assert searcher.suggest("y") == Searcher.FINISHED
+    with pytest.raises(UserError) as ended:
+        _refuse_failures(searcher)
+    assert str(ended.value) == (
+        "search: 2 trials failed (search.max_failures = 2). The first error was:\nfirst"
+    )
+    assert [state for state, _ in ladder.ended] == [TrialState.FAIL] * 2

@@ -254,6 +254,7 @@ def test_groups_take_gpus_where_each_worker_can_have_one() -> None:
     assert gpus_per_worker(load(None, [settings[0], "train.device=cuda"])) == 1.0
 
 
+@pytest.mark.drill  # the suite tests when a search gives up, and its error (test_searcher.py)
 def test_trials_that_fail_end_the_search_with_the_first_error(
     troubled: Troubled, tmp_path: Path
 ) -> None:
@@ -391,6 +392,9 @@ def test_a_second_worker_comes_up_though_trials_end_sooner_than_it_starts(
     assert watcher.most <= 3, "a trial for every place, and one that a growing cluster would see"
 
 
+# The suite tests the error of each kind of worker (cluster/test_versions.py) and that it ends the
+# search (test_run.py).
+@pytest.mark.drill
 def test_a_worker_with_another_torch_ends_the_search_and_no_trial_counts(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,7 +432,7 @@ def test_networks_without_a_name_reach_the_workers(tmp_path: Path) -> None:
         gpus_per_trial=0,
         storage_path=str(tmp_path),
         quiet=True,
-        settings={"views.num_views": 1, "tracking.enabled": False},
+        settings={"views.num_views": 1, "distill.probe_grid": 2, "tracking.enabled": False},
     )
     (row,) = result.rows
     assert row["num_trials"] == 1

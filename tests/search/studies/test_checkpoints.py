@@ -30,8 +30,10 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
         f"storage_path={tmp_path_factory.mktemp('storage')}",
         "teacher.width=4",
         "teacher.num_epochs=1",
+        "teacher.allow_poor=true",
         "distill.probe_grid=2",
         "views.num_views=2",
+        "data.max_images=700",
         f"train.num_epochs={NUM_EPOCHS}",
         "search.checkpoint_seconds=0",
     )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from running import in_process, overrides
+from torch.utils.benchmark import Timer
 
 from krscale.parallel import Workers
 from krscale.runs.folder import student_path
@@ -54,21 +55,25 @@ def train_here(ladder: Ladder, prepared: Prepared, *_: Any) -> None:
     assert upcoming is Next.DONE
 
 
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures of a search, which take two thirds of a command that trains nothing.
+def save_time(patch: pytest.MonkeyPatch) -> None:
+    """Draw no pictures, and time students for moments: most of a command that trains nothing.
 
-    tests/cli/test_tune.py looks at those of a search on Ray.
+    tests/cli/test_tune.py looks at both of a search on Ray.
     """
     patch.setattr(session, "draw_curve", lambda curve, path: path.write_bytes(b""))
     patch.setattr(session, "write_interactive", lambda curves, path: path.write_bytes(b""))
     patch.setattr(insight_figure, "draw_insight", lambda insight, path: False)
+    time_long = Timer.blocked_autorange
+    patch.setattr(
+        Timer, "blocked_autorange", lambda timer, **_: time_long(timer, min_run_time=0.01)
+    )
 
 
 @contextmanager
 def without_ray(train: Any = train_here) -> Iterator[None]:
-    """Let `krscale.tune` run its trials with `train` instead of Ray, and draw no pictures."""
+    """Let `krscale.tune` run its trials with `train` instead of Ray, see `save_time`."""
     with pytest.MonkeyPatch.context() as patch:
-        draw_nothing(patch)
+        save_time(patch)
         patch.setattr(session, "connect", lambda cluster: None)
         patch.setattr(session, "reach_storage", lambda experiment: None)
         patch.setattr(session, "check_arrival", lambda models, builders: None)

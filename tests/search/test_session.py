@@ -107,7 +107,7 @@ def ladders(
         assert upcoming is Next.DONE
         found.append((ladder, ran))
 
-    finished_search.draw_nothing(monkeypatch)
+    finished_search.save_time(monkeypatch)
     monkeypatch.setattr(session, "connect", lambda cluster: None)
     monkeypatch.setattr(session, "check_arrival", lambda models, builders: None)
     monkeypatch.setattr(session, "num_slots", lambda *_: 1)

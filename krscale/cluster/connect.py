@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -50,6 +50,8 @@ private Ray inherit the whole environment."""
 POLL_SECONDS = 1.0
 MOST_ASKED = 10_000
 """Largest number of places that a cluster is asked for; Ray would need memory for each of them."""
+START_SECONDS = 120.0
+"""Limit for the node of a private Ray to start."""
 DYING_SECONDS = 0.5
 """Limit for Ray's processes to end, if they are told to end together with this process."""
 
@@ -79,7 +81,7 @@ def _connect(config: ClusterConfig) -> None:
     _private = address == PRIVATE
     if _private:
         use_own_token()
-        with _own_process_groups(), _on_loopback(), _starting():
+        with _own_process_groups(), _on_loopback(), _starting(), _with_time_to_start():
             _init(address, num_cpus=config.num_cpus or None, include_dashboard=False)
         leave_early_if(_head_is_gone)
         return
@@ -123,6 +125,32 @@ def _starting() -> Iterator[None]:
             f"Ray could not be started on this machine: {cause} A machine that is short of memory "
             "or busy with other work may be the reason; the same command starts again."
         ) from error
+
+
+@contextmanager
+def _with_time_to_start() -> Iterator[None]:
+    """Let Ray wait `START_SECONDS` for its own node, in place of 30 s.
+
+    A busy machine, or one that starts Ray for the first time, takes longer than that, and Ray has
+    no setting for it: it asks for the node until the limit is past.
+    """
+    get_node: Callable[..., Any] = services.get_node
+    deadline = time.monotonic() + START_SECONDS
+
+    def wait(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    services.get_node = wait
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import psutil
@@ -125,6 +126,32 @@ def test_its_processes_are_in_other_groups_and_end_with_the_command(
     while left := [a for _, a in others(pid).values() if not a.startswith(LINGERING)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("seconds", [100.0, 140.0])
+def test_a_node_that_starts_slowly_is_waited_for(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself gives a node 30 s."""
+    clock = [0.0]
+
+    def get_node(*_: object) -> dict[str, str]:
+        clock[0] += 10.0
+        if clock[0] < seconds:
+            raise RuntimeError("no node yet")
+        return {"node": "here"}
+
+    monkeypatch.setattr(connect.services, "get_node", get_node)
+    monkeypatch.setattr(
+        connect, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None)
+    )
+    with connect._with_time_to_start():
+        if seconds < connect.START_SECONDS:
+            assert connect.services.get_node("address", "node") == {"node": "here"}
+        else:
+            with pytest.raises(RuntimeError, match="no node yet"):
+                connect.services.get_node("address", "node")
+    assert connect.services.get_node is get_node
 
 
 @pytest.mark.parametrize("error", [Exception("The node timed out.\nmore"), OSError("no space")])

@@ -209,7 +209,7 @@ def _flat(image: Image.Image, background: str) -> Image.Image:
         raise ValueError("32 bits a channel")
     tiles: Any = getattr(image, "tile", ())
     bits = getattr(image, "tag_v2", {}).get(258, ())
-    if 16 in np.atleast_1d(bits) and len(image.mode) > 1 == len(tiles[0][3][0]):
+    if 16 in np.atleast_1d(bits) and len(image.getbands()) > 1 == len(tiles[0][3][0]):
         raise ValueError("16 bits a channel in separate planes")  # Pillow reads them as 8 bits
     if background == "ignore" or not image.has_transparency_data:
         return image
@@ -287,7 +287,10 @@ def find_labelled(path: Path, split: str | None, root: Path | None) -> list[Labe
     if split is not None or root is not None:
         raise RefusedError(f"--split and --root are for a list of files; {path} is a folder.")
     for one in sorted(path.iterdir()):
-        if one.is_symlink() and not one.exists() and not one.name.startswith("."):
+        image = one.suffix.lower() in SUFFIXES
+        other_file = not image and re.fullmatch(r"\.[A-Za-z]{2,4}", one.suffix)
+        hidden = one.name.startswith(".")
+        if one.is_symlink() and not one.exists() and not hidden and not other_file:
             raise RefusedError(f"{one}: a link to something that is not there; it may be a class.")
     files = find_files([path])
     for file in files:

@@ -89,6 +89,9 @@ def is_compiled(network: nn.Module) -> bool:
     return any(
         module._compiled_call_impl is not None  # of `module.compile()`
         or "_orig_mod" in module._modules
-        or hasattr(module.forward, "_torchdynamo_orig_callable")
+        or (
+            hasattr(module.forward, "_torchdynamo_orig_callable")
+            and not getattr(module.forward, "_torchdynamo_disable", False)
+        )
         for module in network.modules()
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,14 @@ class Learner(nn.Module):
     def student(self) -> nn.Module:
         """The student alone."""
         return self.tapped.model
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile it as torch does; its blocks are read in every step from then on.
+
+        torch.compile would use code of a step without blocks in steps that need them.
+        """
+        super().compile(*arguments, **options)
+        self.tapped.is_compiled = True
 
     def forward(self, batch: Batch) -> LearnerOutput:
         """Return the method's terms for `batch`; losses are computed without autocast."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from krscale.errors import UserError
 from krscale.knowledge.modes import copy_of, left_as_it_was
@@ -122,45 +121,25 @@ def check_rebuilt(
     Raises:
         UserError: If the second gives other outputs with the weights and buffers of the first.
     """
-    images, state = _ramp(first, input_shape(first, image_shape)), _saved_state(first)
-    with evaluating(first), evaluating(second), torch.random.fork_rng(devices=[]):
-        try:
-            one, again, other = (
-                functional_call(network, state, (images,), tie_weights=False)  # see refuse_bounded
-                for network in (first, first, second)
-            )
-        except Exception:  # noqa: BLE001 - it need not run with any weights; so nothing is shown
-            return
+    images = _ramp(first, input_shape(first, image_shape))
+    generator = torch.Generator().manual_seed(0)
+    try:
+        first, second = copy_of(first), copy_of(second)
+        with evaluating(first), evaluating(second), torch.random.fork_rng(devices=[]):
+            for weight in first.parameters():
+                if weight.is_floating_point() and not bool(weight.any()):  # such a head hides all
+                    drawn = torch.randn(weight.shape, generator=generator, device="cpu")
+                    weight.copy_(0.1 * drawn)
+            second.load_state_dict(first.state_dict())
+            one, again, other = (network(images) for network in (first, first, second))
+    except Exception:  # noqa: BLE001 - it need not run with any weights; so nothing is shown
+        return
     if not differ(one, again) and differ(one, other):  # `check_steady` reports what varies
         raise UserError(
             f"{where}: the network is built with something random that is neither a parameter nor "
             "a buffer, so that it is not saved: built again with the same weights, it gives other "
             "outputs. Keep it as a buffer: self.register_buffer(NAME, TENSOR)."
         )
-
-
-def _saved_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what is saved of a network, with numbers in place of zeros: a head of zeros hides all.
-
-    Tensors that are not all zero are the network's own.
-    """
-    generator = torch.Generator().manual_seed(0)
-    drawn = {
-        id(weight): 0.1 * torch.randn(weight.shape, generator=generator, device="cpu").to(weight)
-        for weight in model.parameters()
-        if weight.is_floating_point() and not bool(weight.any())
-    }
-    known = {
-        f"{path}.{name}".lstrip("."): value
-        for path, module in model.named_modules()  # a layer with several names has one here
-        for name, value in (*module._parameters.items(), *module._buffers.items())
-    }
-    saved = model.state_dict()
-    return {
-        name: drawn.get(id(value), value)
-        for name, value in known.items()
-        if value is not None and name in saved
-    }
 
 
 def check_weights_are_finite(model: nn.Module, where: str) -> None:

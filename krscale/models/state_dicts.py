@@ -131,7 +131,7 @@ def fit(state: Mapping[str, Tensor], model: nn.Module, place: str, key: str = ""
     if state.keys() == expected.keys():
         refuse_misfits(state, expected, model, place)
         return Fitted(dict(state))
-    bare = without_noise(state, place)
+    bare = with_tied(without_noise(state, place), model, place)
     own = {_without_noise(name): name for name in expected}
     needed = {bare: name for bare, name in own.items() if _last(name) != _BATCHES}
     prefixes = _prefixes(bare, needed)

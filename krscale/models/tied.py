@@ -42,7 +42,7 @@ def with_tied(state: Mapping[str, Tensor], model: nn.Module, place: str) -> dict
             first = state[there[0]]
             value = found.setdefault(name, first)
             same_kind = (value.shape, value.dtype) == (first.shape, first.dtype)
-            if value is not first and same_kind and not torch.equal(value, first):
+            if same_kind and not torch.equal(value.nan_to_num(), first.nan_to_num()):
                 raise UserError(
                     f"{place}: {there[0]!r} and {name!r} are one tensor in {type(model).__name__}, "
                     "and hold different weights there. Take the class that they were trained in."

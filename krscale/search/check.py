@@ -9,6 +9,7 @@ from pathlib import Path
 from krscale.config import Experiment
 from krscale.errors import UserError
 from krscale.links import refuse_links
+from krscale.runs.aside import being_put_aside
 from krscale.search.space.check import fitting_space
 from krscale.search.space.notes import notes_on_space
 from krscale.search.space.space import SearchSpace
@@ -18,7 +19,6 @@ from krscale.search.studies.size_resolver import LATENCY_FILE, StudentSizeResolv
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize
 from krscale.storage.objects import check_scheme
-from krscale.storage.run_mirror import refresh
 from krscale.tracking.address import resolve_address
 
 
@@ -61,12 +61,12 @@ def known_latencies(experiment: Experiment) -> Path | None:
 
     Raises:
         UserError: If the run folder holds links.
-        StorageError: If the storage is a URI and cannot be read.
     """
     if not experiment.search.max_latency_ms:
         return None
-    refresh(experiment.run_path)
     refuse_links(experiment.run_path)
+    if being_put_aside(experiment.run_path):
+        return None  # they are of other data
     return experiment.run_path / LATENCY_FILE
 
 

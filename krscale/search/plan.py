@@ -10,7 +10,7 @@ import torch
 from krscale.config import Experiment, TrainConfig
 from krscale.parallel import Workers
 from krscale.redaction import redact_all
-from krscale.search.check import CheckedSearch, check_search, check_settings
+from krscale.search.check import CheckedSearch, check_search, check_settings, known_latencies
 from krscale.setup.plan import ExperimentPlan, describe
 from krscale.setup.prepare import pick_device
 from krscale.setup.sizes import StudentSize
@@ -23,7 +23,8 @@ def describe_plan(experiment: Experiment) -> str:
     plan = describe(experiment)
     experiment = plan.networks.experiment  # with the taps that resolving found
     said: list[str] = []
-    checked = check_search(plan.networks, plan.sizes, said.append)
+    latencies = known_latencies(experiment)
+    checked = check_search(plan.networks, plan.sizes, said.append, latencies)
     objectives = experiment.search.objectives
     lines = [json.dumps(redact_all(experiment.model_dump(mode="json")), indent=2), "", "Models:"]
     lines += _models(plan, checked.sizes)

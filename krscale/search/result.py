@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from krscale.report import (
     read_curve,
 )
 from krscale.report.choice import choose
+from krscale.report.result import CURVE_FILE
 from krscale.report.table import front_of
 from krscale.runs.students import (
     FromPixels,
@@ -144,7 +144,7 @@ class SearchResult:
         """
         result, place = picked.result, picked.best_seed
         training = result.seeds[place], result.val_accuracies[place]
-        with suppress(UserError):  # a search that goes on has no curve
+        if (self.path / CURVE_FILE).is_file():  # a search that goes on has none
             for size in read_curve(self.path).sizes:
                 now = size.methods.get(picked.method)
                 if size.capacity != picked.size.capacity or now is None:
@@ -153,8 +153,9 @@ class SearchResult:
                 if now.best == result.best and training in trained:
                     return
         raise UserError(
-            f"{self.path}: the search has gone on since this result, and {picked.name} may be "
-            "another student now. The same call of krscale.search again returns the present result."
+            f"{self.path}: the search may have gone on since this result, and {picked.name} may "
+            "be another student now. The same call of krscale.search again returns the present "
+            "result."
         )
 
     def _pick(self, wanted: Mapping[str, Any]) -> Candidate:

@@ -30,7 +30,8 @@ NOT_SENT = ("tune", "train")
 _PICKED = ("export", "refit")
 """Folders of a run in which `krscale pick` makes folders, even where the run is only read."""
 _REPORTED = ("report.html", "curve.csv")
-"""Files of a run that `krscale report` alone writes, even where the run is only read."""
+"""Files of a run that `krscale report` alone writes, even where the run is only read. They stay on
+the machine that made them, as an older one could replace a newer one."""
 Stamp = tuple[int, int]
 """Size of a file, and its time of modification in nanoseconds."""
 
@@ -63,7 +64,8 @@ def is_sent(name: str) -> bool:
     """
     parts = name.split("/")
     hidden = any(part.startswith(".") for part in parts)
-    return not (hidden or name.endswith(_LOCAL) or parts[-1] == "lock" or parts[0] in NOT_SENT)
+    local = name.endswith(_LOCAL) or name in _REPORTED
+    return not (hidden or local or parts[-1] == "lock" or parts[0] in NOT_SENT)
 
 
 def is_archive(name: str) -> bool:
@@ -95,16 +97,12 @@ def archive_of(name: str) -> str:
 
 
 def of_a_reader(name: str) -> str:
-    """Return the export, the refit or the file of a report that a file belongs to; empty if none.
+    """Return the export or the refit that a file belongs to; empty if none.
 
     Example:
         >>> of_a_reader("export/1-4-kr/student.onnx"), of_a_reader("students/kr/1-4")
         ('export/1-4-kr', '')
-        >>> of_a_reader("report.html")
-        'report.html'
     """
-    if name in _REPORTED:
-        return name
     kind, _, rest = name.partition("/")
     each, separator, _ = rest.partition("/")
     return f"{kind}/{each}" if kind in _PICKED and separator else ""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
@@ -121,6 +122,32 @@ def refresh(folder: Path) -> None:
         copy = RunCopy(folder, objects, run)  # a driver may have started here meanwhile
         if not copy.is_current(lock.last()):
             copy.fetch()
+
+
+@contextmanager
+def newest(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a file of a run as its last driver left it; the run folder itself is not changed.
+
+    Args:
+        folder: Folder of the run.
+        name: Of the file, which need not exist.
+
+    Raises:
+        StorageError: If the storage cannot be read.
+    """
+    place = place_of(folder)
+    if place is None or str(folder) in _active:
+        yield folder / name
+        return
+    objects, run = Objects.open(place[0]), place[1]
+    if RunCopy(folder, objects, run).is_current(DriverLock(objects, run, print).last()):
+        yield folder / name
+        return
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary) / name
+        if objects.info(f"{run}/{name}") is not None:
+            objects.download(f"{run}/{name}", path)
+        yield path
 
 
 class RunMirror:

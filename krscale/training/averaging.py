@@ -33,7 +33,8 @@ class AveragedStudent:
         self.averaged = {
             name
             for name, value in state.items()
-            if (value.is_floating_point() or value.is_complex()) and not bool(value.isinf().any())
+            if (value.is_floating_point() or value.dtype in (torch.complex64, torch.complex128))
+            and not bool(value.isinf().any())
         }
         self.exact = {
             name: value.float()

@@ -62,6 +62,7 @@ def test_heads_that_no_optimiser_has_are_said_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The student would be taught through heads that keep their random initial weights."""
+    assert loop_watch._LOSSES_UNTIL_HEADS_MOVE <= 100
     monkeypatch.setattr(loop_watch, "_LOSSES_UNTIL_HEADS_MOVE", 20)  # 100 take a second
     kr = make(teacher, student, pairs, granularity=granularity)
     kr.begin_epoch(0.0)

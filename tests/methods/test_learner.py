@@ -17,9 +17,9 @@ CONTEXT = MethodContext(
 )
 
 
-def make(name: str = "kr+kd", **changes: Any) -> Learner:
+def make(name: str = "kr+kd", kind: type[nn.Sequential] = nn.Sequential, **changes: Any) -> Learner:
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    student = kind(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     settings = {**DistillConfig().model_dump(), "posterior": {"kd": 0.5}, **changes}
     return Learner(student, ("1",), build_method(name, CONTEXT, settings))
 
@@ -86,11 +86,26 @@ def test_compiled_equals_eager() -> None:
         )
 
 
+class Own(nn.Sequential):
+    """A student with a `forward` of its own, whose code torch.compile keeps for all of its kind."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Run every layer."""
+        for layer in self:
+            images = layer(images)
+        return images
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiled_equals_eager_in_the_steps_between() -> None:
-    """The blocks are read in every second step only, and the compiled code of both is kept."""
+@pytest.mark.parametrize("kind", [nn.Sequential, Own])
+def test_compiled_equals_eager_in_the_steps_between(kind: type[nn.Sequential]) -> None:
+    """Heads are taught in every second step, and another training of the same kind goes first."""
     torch._dynamo.reset()
-    learner, compiled = make(auxiliary_interval=2), make(auxiliary_interval=2)
+    earlier, learner, compiled = (make(kind=kind, auxiliary_interval=2) for _ in range(3))
+    earlier.compile(backend="eager")
+    for step in range(3):
+        earlier.method.begin_step(step)
+        gradients(earlier, make_batch(16))
     compiled.compile(backend="eager")
     for step in range(6):
         batch = make_batch(16)

@@ -260,7 +260,7 @@ def _raw_mode(image: Image.Image) -> str:
 def _in_planes(image: Image.Image) -> bool:
     """Whether a TIFF has 16-bit colours in planes, whose bytes Pillow reads as pixels of 8 bits."""
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
-    return 16 in np.atleast_1d(bits) and len(image.mode) > 1 == len(_raw_mode(image))
+    return 16 in np.atleast_1d(bits) and len(image.getbands()) > 1 == len(_raw_mode(image))
 
 
 def _brightest(image: Image.Image) -> int:

@@ -128,10 +128,15 @@ def _sets(
     found: dict[str, dict[tuple[str, str], Path]] = {}
     with parsing(f"data.path: {folder}: cannot be listed"):
         # A link to nothing is taken, too: reading it is an error, and its split is not cut anew.
-        files = sorted(file for file in folder.iterdir() if file.is_file() or file.is_symlink())
+        files = sorted(
+            file
+            for file in folder.iterdir()
+            if file.is_file() or (file.is_symlink() and not file.exists())
+        )
     names = [(file, named) for file in files if (named := _NAME.fullmatch(file.name))]
     if like:
         names.sort(key=lambda pair: _form(pair[1]) != _form(like))  # a stable sort
+    names.sort(key=lambda pair: not pair[0].is_file())  # links to nothing come last
     for file, named in names:  # plain comes before packed
         of_set = found.setdefault(named["set"] or "", {})
         of_set.setdefault((named["split"], named["kind"]), file)

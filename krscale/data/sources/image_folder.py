@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,10 @@ SUFFIXES = frozenset(
     )
 )  # fmt: skip
 WANTED = "CLASS/IMAGE.png in it, or train/CLASS/IMAGE.png (and val/..., test/...)"
+_OTHER_FILE = re.compile(
+    rf"\.(?!(?:{'|'.join(sorted(suffix[1:] for suffix in SUFFIXES))})$)[a-z]{{2,4}}", re.IGNORECASE
+)
+"""Suffix of a file of another type; the name of a class hardly ends in one."""
 _SHARED = 2  # minimum number of shared names; a single one (`images`) means nothing
 
 
@@ -120,7 +125,7 @@ def _folders(path: Path) -> tuple[Found, list[Path]]:
                 found.classes[entry.name] = num_images
         elif entry.is_symlink() and real(path).is_relative_to(real(entry)):
             found.links.append(str(entry))  # it contains this folder
-        elif entry.is_symlink() and not entry.exists():
+        elif entry.is_symlink() and not entry.exists() and not _OTHER_FILE.fullmatch(entry.suffix):
             found.broken.append((str(entry), "a link to nothing"))  # a class or split may be lost
         elif entry.is_dir():
             check_text(entry.name, str(entry))

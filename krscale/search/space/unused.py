@@ -14,6 +14,7 @@ from krscale.search.space.conditions import Condition, allowed_values
 from krscale.search.space.fields import own_value
 
 _ONE_GROUP = ("distill.granularity", (1, "network"))
+_NO_POSITIONS = ("distill.where_weight", (0.0,))
 IDLE_WITH: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
     "distill.alignment": (_ONE_GROUP,),
     "distill.auxiliary_schedule": (_ONE_GROUP, ("distill.auxiliary_weight", (0.0,))),
@@ -27,10 +28,13 @@ IDLE_WITH: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
 }
 """Other fields and their values with which a field is not used. `UsedWith` covers fields that
 depend on one with few values; the fields here have many, only some of which make others unused."""
-IDLE_WITH_ALL: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
-    "distill.auxiliary_interval": (_ONE_GROUP, ("distill.where_weight", (0.0,))),
+IDLE_WITH_ALL: Mapping[str, tuple[tuple[tuple[str, tuple[Any, ...]], ...], ...]] = {
+    "distill.auxiliary_interval": (
+        (_ONE_GROUP, _NO_POSITIONS),
+        (("distill.auxiliary_weight", (0.0,)), _NO_POSITIONS),
+    ),
 }
-"""The same for a field that is used as long as one of several others has another value."""
+"""The same for a field that is not used only if several others have such values together."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,16 @@ def check_used(dotted: str, around: Surroundings, where: str) -> None:
                 f"{_found(dotted, other, around)}: leave it out, set {other} to another value, or "
                 f"search {other} with others as well."
             )
-    together = IDLE_WITH_ALL.get(dotted, ())
-    if together and all(
-        value in idle for other, idle in together for value in around.values_beside(dotted, other)
-    ):
-        found = " and ".join(_found(dotted, other, around) for other, _ in together)
-        raise UserError(
-            f"{where}: it is not used, as {found}: leave it out, or change one of these."
-        )
+    for together in IDLE_WITH_ALL.get(dotted, ()):
+        if all(
+            value in idle
+            for other, idle in together
+            for value in around.values_beside(dotted, other)
+        ):
+            found = " and ".join(_found(dotted, other, around) for other, _ in together)
+            raise UserError(
+                f"{where}: it is not used, as {found}: leave it out, or change one of these."
+            )
 
 
 def _found(dotted: str, other: str, around: Surroundings) -> str:

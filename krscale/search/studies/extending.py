@@ -14,7 +14,7 @@ from krscale.config import RENAMED, Experiment, load, read_record
 from krscale.errors import UserError
 from krscale.files import reading, write_json
 from krscale.runs.experiment_file import BUDGETS
-from krscale.storage.run_mirror import refresh
+from krscale.storage.run_mirror import newest
 
 FINISHED_FILE = "finished.json"
 _GROWTH = re.compile(r"\s*(?P<field>[\w.]+)\s*=\s*\+\s*(?P<by>\d+)\s*")
@@ -56,8 +56,8 @@ def load_or_extend(path: str | None, overrides: Sequence[str]) -> Experiment:
             raise UserError(
                 f"--set {field}: is added to {len(given)} times ({', '.join(given)}); add once."
             )
-    refresh(experiment.run_path)  # another machine may have run it since this one did
-    before = finished_budgets(experiment.run_path)
+    with newest(experiment.run_path, FINISHED_FILE) as finished:  # of any machine
+        before = finished_budgets(finished.parent)
     if before is None:
         raise UserError(
             f"{experiment.run_path}: nothing to add to: no search has finished there. Give the "

@@ -189,4 +189,5 @@ def same_student(experiment: Experiment, values: Mapping[str, Any]) -> bool:
     if not varied:
         return True
     own, tried = experiment.student, with_values(experiment, varied, "student").student
-    return tried == own or (tried.model == own.model and own.model in ZOO)
+    # Both have one size. Pixels are prepared before the network, so no other field counts.
+    return tried.model == own.model and (own.model in ZOO or tried.options == own.options)

@@ -92,6 +92,6 @@ def test_a_field_that_some_trials_use_is_searched(
 
 
 def test_what_makes_fields_idle_are_fields() -> None:
-    for idle in (IDLE_WITH, IDLE_WITH_ALL):
-        named = {path for needed in idle.values() for path, _ in needed}
-        assert named | idle.keys() <= set(field_paths())
+    named = {path for needed in IDLE_WITH.values() for path, _ in needed}
+    together = {p for ways in IDLE_WITH_ALL.values() for needed in ways for p, _ in needed}
+    assert named | together | IDLE_WITH.keys() | IDLE_WITH_ALL.keys() <= set(field_paths())

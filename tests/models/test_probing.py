@@ -148,6 +148,16 @@ class Shuffled(nn.Module):
         return self.head(images.flatten(1)[:, self.order])
 
 
+class Restored(Shuffled):
+    """The same, with an order that is saved as extra state."""
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.order
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.order = state
+
+
 def tied() -> nn.Module:
     layer = nn.Linear(64, 64)
     return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.Linear(64, 5))
@@ -161,7 +171,13 @@ def test_what_is_drawn_and_not_saved_is_refused(kept):
 
 @pytest.mark.parametrize(
     "make",
-    [partial(Shuffled, "saved buffer"), tied, partial(Net, 5), partial(Net, 5, form="dropout")],
+    [
+        partial(Shuffled, "saved buffer"),
+        partial(Restored, "attribute"),
+        tied,
+        partial(Net, 5),
+        partial(Net, 5, form="dropout"),
+    ],
 )
 def test_what_is_saved_whole_passes_and_is_not_changed(make):
     networks = make(), make()

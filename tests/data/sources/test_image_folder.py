@@ -240,6 +240,13 @@ def test_a_class_or_split_that_is_a_link_to_nothing_is_refused(tmp_path, name):
     assert "a link to nothing 1" in check_data(config).notes[0]
 
 
+def test_a_link_to_nothing_of_another_type_is_passed_over(tmp_path):
+    """As of files that git-annex has not fetched."""
+    expected = fill(tmp_path / "data")
+    (tmp_path / "data/README.md").symlink_to(".git/annex/nowhere")
+    assert rows(prepare(tmp_path / "data", tmp_path / "cache")) == expected
+
+
 def test_a_class_whose_files_cannot_be_opened_does_not_vanish(tmp_path):
     fill(tmp_path / "data")
     for path in (tmp_path / "data/ant").iterdir():

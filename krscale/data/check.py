@@ -199,7 +199,7 @@ def _cut(
     Also return which images of the source each split has; if it cannot be cut, the splits are those
     of the source.
     """
-    groups = groups_of_copies(pixels["train"])
+    groups = None if config.allow_duplicates else groups_of_copies(pixels["train"])
     counts: dict[str, dict[str, int]] = {}
     try:
         rows = _rows(data, config, groups)
@@ -208,7 +208,7 @@ def _cut(
             counts[name] = count(data.classes, split.labels)
         needed = 1 + sum(name not in data.splits for name in ("val", "test"))
         labels = data.splits["train"].labels
-        different = labels if config.allow_duplicates else labels[np.unique(groups)]
+        different = labels if groups is None else labels[np.unique(groups)]
         found = count(data.classes, different)
         too_small = {name: n for name, n in found.items() if n < needed}
         own = {name: (name, np.arange(len(split))) for name, split in data.splits.items()}
@@ -220,14 +220,16 @@ def _cut(
 
 
 def _rows(
-    data: SourceData, config: DataConfig, groups: Rows
+    data: SourceData, config: DataConfig, groups: Rows | None
 ) -> dict[SplitName, tuple[SplitName, Rows]]:
     """Return the cut of `cut_splits`: copies matter only if a first cut separates some."""
     cut = cut_rows(data, config)
+    if groups is None:
+        return cut.rows
     part = np.zeros(len(groups), np.int64)
     for number, rows in enumerate(cut.of("train").values()):
         part[rows] = number
-    if config.allow_duplicates or np.array_equal(part, part[groups]):
+    if np.array_equal(part, part[groups]):
         return cut.rows
     return cut_rows(data, config, groups).rows
 

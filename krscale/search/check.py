@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from krscale.search.studies.size_resolver import LATENCY_FILE, StudentSizeResolv
 from krscale.setup.networks import Networks
 from krscale.setup.sizes import StudentSize
 from krscale.storage.objects import check_scheme
+from krscale.storage.run_mirror import newest
 from krscale.tracking.address import resolve_address
 
 
@@ -56,18 +58,24 @@ def check_settings(experiment: Experiment) -> None:
     refuse_shared_gpus(experiment)
 
 
-def known_latencies(experiment: Experiment) -> Path | None:
-    """Return the file of the latencies that a run has measured; None if no limit is set on them.
+@contextmanager
+def known_latencies(experiment: Experiment) -> Iterator[Path | None]:
+    """Yield the file of the latencies that a run has measured; None if no limit is set on them.
 
     Raises:
         UserError: If the run folder holds links.
+        StorageError: If the storage is a URI and cannot be read.
     """
+    folder = experiment.run_path
     if not experiment.search.max_latency_ms:
-        return None
-    refuse_links(experiment.run_path)
-    if being_put_aside(experiment.run_path):
-        return None  # they are of other data
-    return experiment.run_path / LATENCY_FILE
+        yield None
+        return
+    refuse_links(folder)
+    if being_put_aside(folder):  # they are of other data
+        yield None
+        return
+    with newest(folder, LATENCY_FILE) as path:
+        yield path
 
 
 def refuse_shared_gpus(experiment: Experiment) -> None:

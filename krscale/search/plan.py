@@ -23,8 +23,8 @@ def describe_plan(experiment: Experiment) -> str:
     plan = describe(experiment)
     experiment = plan.networks.experiment  # with the taps that resolving found
     said: list[str] = []
-    latencies = known_latencies(experiment)
-    checked = check_search(plan.networks, plan.sizes, said.append, latencies)
+    with known_latencies(experiment) as latencies:
+        checked = check_search(plan.networks, plan.sizes, said.append, latencies)
     objectives = experiment.search.objectives
     lines = [json.dumps(redact_all(experiment.model_dump(mode="json")), indent=2), "", "Models:"]
     lines += _models(plan, checked.sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -91,9 +92,9 @@ def run_session(
         experiment = setup.experiment
         if not quiet:
             progress.note(setup.dataset.summary())
-        latencies = None if new_data else known_latencies(experiment)
         sizes = ladder_sizes(setup.networks)
-        checked = check_search(setup.networks, sizes, progress.note, latencies)
+        with nullcontext() if new_data else known_latencies(experiment) as latencies:
+            checked = check_search(setup.networks, sizes, progress.note, latencies)
         for note in checked.notes:
             progress.note(note)
         with run_folder(

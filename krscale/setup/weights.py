@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,8 +61,8 @@ def _check_student(student: StudentConfig | LadderStudent, networks: Networks) -
         built = _built(student, networks, where, width)
         check_built(built, networks.image_shape, where)
         check_trainable(built, networks.image_shape, where)
-        _refuse_unsaved(student, networks, where, width)
-        notes = () if weights else _note_on_own_weights(student, networks, where, width)
+        two = _two_of_own(student, networks, where, width)
+        notes = () if weights else _note_on_own_weights(two, student, where)
     if not isinstance(student, LadderStudent):
         return notes
     _refuse_idle_key(weights, student.weights_key, where)
@@ -86,10 +87,10 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
         check_built(built, networks.image_shape, "teacher")
         if not teacher.weights:
             check_trainable(built, networks.image_shape, "teacher")
-    _refuse_unsaved(teacher, networks, "teacher", teacher.width)
+    two = _two_of_own(teacher, networks, "teacher", teacher.width)
     if not teacher.weights:
         _refuse_to_train_anew(teacher)
-        notes = _note_on_own_weights(teacher, networks, "teacher", teacher.width)
+        notes = _note_on_own_weights(two, teacher, "teacher")
         return tuple(f"{note}; teacher.weights = 'own' keeps them as they are" for note in notes)
     if teacher.weights == OWN:
         return ()
@@ -99,11 +100,19 @@ def _check_teacher(teacher: TeacherConfig, networks: Networks) -> tuple[str, ...
     ).notes
 
 
-def _refuse_unsaved(config: ModelConfig, networks: Networks, where: str, width: int) -> None:
-    """Refuse a network of the user's own whose outputs depend on more than what is saved of it."""
-    if is_own(config):
-        first, second = (_built(config, networks, where, width, seed) for seed in (0, 1))
-        check_rebuilt(first, second, networks.image_shape, where)
+def _two_of_own(
+    config: ModelConfig, networks: Networks, where: str, width: int
+) -> tuple[nn.Module, ...]:
+    """Return a network of the user's own, built from two seeds; empty for any other network.
+
+    Raises:
+        UserError: If its outputs depend on more than what is saved of it.
+    """
+    if not is_own(config):
+        return ()
+    first, second = (_built(config, networks, where, width, seed) for seed in (0, 1))
+    check_rebuilt(first, second, networks.image_shape, where)
+    return first, second
 
 
 def from_file(config: TeacherConfig | StudentConfig | LadderStudent) -> bool:
@@ -166,12 +175,18 @@ def _refuse_to_train_anew(teacher: TeacherConfig) -> None:
 
 
 def _note_on_own_weights(
-    config: ModelConfig, networks: Networks, where: str, width: int
+    two: Sequence[nn.Module], config: ModelConfig, where: str
 ) -> tuple[str, ...]:
-    """Return a note if a callable seems to load weights, since the seed does not change them."""
-    if not is_own(config):
+    """Return a note if a callable seems to load weights, since the seed does not change them.
+
+    Args:
+        two: What `_two_of_own` returned.
+        config: Of the network.
+        where: Its config table.
+    """
+    if not two:
         return ()
-    first, second = (_built(config, networks, where, width, seed) for seed in (0, 1))
+    first, second = two
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     drawn = [(a.numel(), bool(torch.equal(a, b))) for a, b in pairs if a.ndim > 1]
     if sum(count for count, same in drawn if same) * 2 <= sum(count for count, _ in drawn):

@@ -23,7 +23,7 @@ from krscale.storage.run_files import (
     content_of,
     is_archive,
     is_sent,
-    of_a_reader,
+    picked_folder,
     rank,
     stamps,
     unpack,
@@ -115,21 +115,21 @@ class RunCopy:
             list(threads.map(self._bring_student, keys))
 
     def fetch(self) -> None:
-        """Replace the folder with the storage's copy of the run, but keep what readers made."""
+        """Replace the folder with the storage's copy of the run, but keep what was picked here."""
         with suppress(FileNotFoundError):
             (self.folder / RECORD).unlink()  # if interrupted, the folder belongs to no start
         start = len(self.run) + 1
         there = {key[start:] for key in self.objects.list(self.run) if is_plain(key)}
         sent = {name for name in there if is_sent(name)}
-        own = self._made_here(sent)
+        picked = self._picked_here(sent)
         names = {
             name
             for name in sent
             # A checkpoint may also be there as files: of an older krscale, or copied by hand.
-            if of_a_reader(name) not in own and archive_of(name) not in sent
+            if picked_folder(name) not in picked and archive_of(name) not in sent
         }
         for name in stamps(self.folder).keys() - names:
-            if of_a_reader(name) not in own:
+            if picked_folder(name) not in picked:
                 self._remove(name)
         for group in range(5, -1, -1):  # referring files first: what they refer to was sent before
             with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -138,8 +138,8 @@ class RunCopy:
         # The next send deletes the rest there: replaced by picks made here, or checkpoint files.
         self.sent |= dict.fromkeys(sent - self.sent.keys(), (0, 0))
 
-    def _made_here(self, sent: Set[str]) -> set[str]:
-        """Return exports, refits and reports of this run that were made here and not been sent.
+    def _picked_here(self, sent: Set[str]) -> set[str]:
+        """Return the exports and refits of this run that were made here and have not been sent.
 
         Those of other data or of another teacher belong to a former run of this name.
         """
@@ -148,7 +148,7 @@ class RunCopy:
         if own != self.objects.read(f"{self.run}/{ORIGIN}"):
             return set()
         there = sent | {archive_of(name) for name in sent}  # as an older krscale sent checkpoints
-        return {of_a_reader(name) for name in stamps(self.folder).keys() - there} - {""}
+        return {picked_folder(name) for name in stamps(self.folder).keys() - there} - {""}
 
     def _send(self) -> None:
         now = stamps(self.folder)

@@ -96,11 +96,11 @@ def archive_of(name: str) -> str:
     return archive if is_archive(archive) else ""
 
 
-def of_a_reader(name: str) -> str:
-    """Return the export or the refit that a file belongs to; empty if none.
+def picked_folder(name: str) -> str:
+    """Return the folder of an export or of a refit that a file of a run is in; empty if none.
 
     Example:
-        >>> of_a_reader("export/1-4-kr/student.onnx"), of_a_reader("students/kr/1-4")
+        >>> picked_folder("export/1-4-kr/student.onnx"), picked_folder("students/kr/1-4")
         ('export/1-4-kr', '')
     """
     kind, _, rest = name.partition("/")

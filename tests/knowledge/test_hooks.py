@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from krscale.knowledge.hooks import in_this_thread
+from krscale.knowledge.hooks import in_this_thread, is_compiled
 from krscale.knowledge.taps import TapOutputs, run_tapped
 
 
@@ -79,6 +79,30 @@ def test_what_is_compiled_in_one_thread_serves_the_others() -> None:
         in_another_thread(run)
     assert len(found) == 2
     assert torch.equal(found[1].features[0], network(images))
+
+
+class Left(nn.Linear):
+    """A layer that is left out of what is compiled."""
+
+    @torch.compiler.disable
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input)
+
+
+class Compiled(nn.Linear):
+    @torch.compile(backend="eager")
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiled"), [(nn.Linear, False), (Left, False), (Compiled, True)]
+)
+def test_what_counts_as_compiled(kind: type[nn.Linear], compiled: bool) -> None:
+    network = nn.Sequential(kind(1, 1))
+    assert is_compiled(network) == compiled
+    network[0].compile(backend="eager")
+    assert is_compiled(network)
 
 
 def test_hooks_are_not_compiled_one_by_one(

@@ -37,6 +37,20 @@ def test_weights_that_are_not_tied_do_not_replace_one_another() -> None:
         fit(state, network(), "w.pt")
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_a_wrapper_does_not_hide_a_tensor_that_is_there_once(prefix: str) -> None:
+    state = network().state_dict()
+    once = {prefix + name: state[name] for name in state if not name.startswith("2.")}
+    assert fit(once, network(), "w.pt").state.keys() == state.keys()
+
+
+def test_weights_of_a_failed_training_are_not_called_different() -> None:
+    state = {name: value.clone() for name, value in network().state_dict().items()}
+    for name in ("0.0.weight", "2.0.weight"):
+        state[name].fill_(torch.nan)
+    assert fit(state, network(), "w.pt").state["0.0.weight"].isnan().all()  # refused after it
+
+
 def test_what_is_not_saved_needs_no_name() -> None:
     model, table = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.ones(2)
     model[0].register_buffer("table", table)

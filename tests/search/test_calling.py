@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 import krscale
 from krscale.config import PreprocessingConfig, load
 from krscale.data.reading.pixels import Normalisation
-from krscale.errors import UserError
+from krscale.errors import DamagedFileError, UserError
 from krscale.models.given import available
 from krscale.report import write_curve
 from krscale.runs.experiment_file import read_experiment
@@ -117,6 +117,9 @@ def test_a_student_that_a_longer_search_has_replaced_is_not_loaded(result: Searc
         with pytest.raises(UserError, match="kr at tiny may be another student now"):
             result.load_student(size="tiny", method="kr")
         result.load_student(size="tiny", method="plain")
+        file.write_bytes(kept[:50])
+        with pytest.raises(DamagedFileError, match=r"curve\.json"):
+            result.load_student(size="tiny", method="plain")
         file.unlink()  # while it is extended
         with pytest.raises(UserError, match="the search may have gone on since this result"):
             result.load_student(size="tiny", method="plain")

@@ -10,6 +10,7 @@ from krscale.config import load
 from krscale.data import describe_data
 from krscale.errors import UserError
 from krscale.files import write_json
+from krscale.runs.aside import _MARK, ORIGIN_FILE
 from krscale.search.check import check_search, known_latencies
 from krscale.search.plan import describe_plan
 from krscale.search.studies.size_resolver import LATENCY_FILE
@@ -63,11 +64,17 @@ def test_a_size_of_a_run_stays_within_the_latency_that_was_measured_first(
     config = load(None, (*SMALL, "search.max_latency_ms=5", f"storage_path={tmp_path}"))
     networks = Networks.resolve(config, describe_data(config.data, config.cache_path))
     sizes = ladder_sizes(networks)
-    with pytest.raises(UserError, match="no size is left"):
-        check_search(networks, sizes, print, known_latencies(config))
+    with known_latencies(config) as path, pytest.raises(UserError, match="no size is left"):
+        check_search(networks, sizes, print, path)
     write_json(config.run_path / LATENCY_FILE, {"1/64": 1.0, "1/4": 4.0})
-    assert check_search(networks, sizes, print, known_latencies(config)).sizes == sizes
-    assert known_latencies(load(None, SMALL)) is None
+    with known_latencies(config) as path:
+        assert check_search(networks, sizes, print, path).sizes == sizes
+    assert "size 1/64" in describe_plan(config)
+    write_json(config.run_path / ORIGIN_FILE, {_MARK: "earlier-1"})
+    with known_latencies(config) as path:
+        assert path is None, "they are of other data"
+    with known_latencies(load(None, SMALL)) as path:
+        assert path is None, "no limit"
 
 
 @pytest.mark.parametrize(

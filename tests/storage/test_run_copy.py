@@ -46,6 +46,7 @@ def test_what_was_made_where_a_run_is_only_read_stays(machine: Machine, tmp_path
         assert (two / "refit/f/weights").is_file()
     made = {"export/a/card", "export/a/onnx", "export/b/card", "refit/f/weights"}
     assert stamps(bucket).keys() == made | {"experiment.json", "origin.json", "students/s"}
+    assert not (bucket / "report.html").exists(), "an older page may replace a newer one"
     machine("one")
     with mirrored(one, say):
         write(one, origin_dot_json="other data")

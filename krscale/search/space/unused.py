@@ -13,28 +13,26 @@ from krscale.errors import UserError
 from krscale.search.space.conditions import Condition, allowed_values
 from krscale.search.space.fields import own_value
 
-_ONE_GROUP = ("distill.granularity", (1, "network"))
-_NO_POSITIONS = ("distill.where_weight", (0.0,))
-IDLE_WITH: Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
-    "distill.alignment": (_ONE_GROUP,),
-    "distill.auxiliary_schedule": (_ONE_GROUP, ("distill.auxiliary_weight", (0.0,))),
-    "distill.auxiliary_weight": (_ONE_GROUP,),
-    "distill.head_grid": (_ONE_GROUP,),
-    "distill.reviewkd_warmup": (("distill.reviewkd_weight", (0.0,)),),
-    "distill.rkd_angle_weight": (("distill.rkd_weight", (0.0,)),),
-    "distill.rkd_distance_weight": (("distill.rkd_weight", (0.0,)),),
-    "distill.sparsity_schedule": (("distill.sparsity", (0.0,)),),
-    "distill.where_schedule": (("distill.where_weight", (0.0,)),),
+Values = tuple[str, tuple[Any, ...]]
+"""Path of a field, and values of it."""
+_ONE_GROUP: Values = ("distill.granularity", (1, "network"))
+_NO_WEIGHT: Values = ("distill.auxiliary_weight", (0.0,))
+_NO_POSITIONS: Values = ("distill.where_weight", (0.0,))
+IDLE_WITH: Mapping[str, tuple[tuple[Values, ...], ...]] = {
+    "distill.alignment": ((_ONE_GROUP,),),
+    "distill.auxiliary_interval": ((_ONE_GROUP, _NO_POSITIONS), (_NO_WEIGHT, _NO_POSITIONS)),
+    "distill.auxiliary_schedule": ((_ONE_GROUP,), (_NO_WEIGHT,)),
+    "distill.auxiliary_weight": ((_ONE_GROUP,),),
+    "distill.head_grid": ((_ONE_GROUP,),),
+    "distill.reviewkd_warmup": ((("distill.reviewkd_weight", (0.0,)),),),
+    "distill.rkd_angle_weight": ((("distill.rkd_weight", (0.0,)),),),
+    "distill.rkd_distance_weight": ((("distill.rkd_weight", (0.0,)),),),
+    "distill.sparsity_schedule": ((("distill.sparsity", (0.0,)),),),
+    "distill.where_schedule": ((_NO_POSITIONS,),),
 }
-"""Other fields and their values with which a field is not used. `UsedWith` covers fields that
-depend on one with few values; the fields here have many, only some of which make others unused."""
-IDLE_WITH_ALL: Mapping[str, tuple[tuple[tuple[str, tuple[Any, ...]], ...], ...]] = {
-    "distill.auxiliary_interval": (
-        (_ONE_GROUP, _NO_POSITIONS),
-        (("distill.auxiliary_weight", (0.0,)), _NO_POSITIONS),
-    ),
-}
-"""The same for a field that is not used only if several others have such values together."""
+"""The ways in which a field is not used: all of a way's fields have such values. `UsedWith` covers
+fields that depend on one with few values; the fields here have many, only some of which make others
+unused."""
 
 
 @dataclass(frozen=True)
@@ -93,23 +91,16 @@ def check_used(dotted: str, around: Surroundings, where: str) -> None:
             f"{where}: it is used with {allowed} alone, and {_found(dotted, other, around)}: set "
             f"it (--set {other}={wanted}), or search {other} with such a value as well."
         )
-    for other, idle in IDLE_WITH.get(dotted, ()):
-        if all(value in idle for value in around.values_beside(dotted, other)):
-            raise UserError(
-                f"{where}: it is not used with {other} = {' or '.join(map(repr, idle))}, and "
-                f"{_found(dotted, other, around)}: leave it out, set {other} to another value, or "
-                f"search {other} with others as well."
-            )
-    for together in IDLE_WITH_ALL.get(dotted, ()):
-        if all(
-            value in idle
-            for other, idle in together
-            for value in around.values_beside(dotted, other)
-        ):
-            found = " and ".join(_found(dotted, other, around) for other, _ in together)
-            raise UserError(
-                f"{where}: it is not used, as {found}: leave it out, or change one of these."
-            )
+    for way in IDLE_WITH.get(dotted, ()):
+        if not all(v in idle for other, idle in way for v in around.values_beside(dotted, other)):
+            continue
+        idle_with = " and ".join(f"{other} = {' or '.join(map(repr, v))}" for other, v in way)
+        found = " and ".join(_found(dotted, other, around) for other, _ in way)
+        others = " or ".join(other for other, _ in way)
+        raise UserError(
+            f"{where}: it is not used with {idle_with}, and {found}: leave it out, set {others} to "
+            f"another value, or search {others} with others as well."
+        )
 
 
 def _found(dotted: str, other: str, around: Surroundings) -> str:

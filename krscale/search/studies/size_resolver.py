@@ -184,6 +184,9 @@ def same_student(experiment: Experiment, values: Mapping[str, Any]) -> bool:
         >>> other = {"student.options.activation": "gelu"}
         >>> same_student(Experiment.model_validate({"student": own}), other)
         False
+        >>> half = {"student.preprocessing.normalisation": "half"}  # the network stays the same
+        >>> same_student(Experiment.model_validate({"student": own}), half)
+        True
     """
     varied = {path: value for path, value in values.items() if path.startswith("student.")}
     if not varied:

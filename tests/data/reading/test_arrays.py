@@ -588,6 +588,21 @@ class TestFunction:
             prepare(name, "", tmp_path / "cache")
 
 
+def test_links_in_a_folder_of_idx_files(tmp_path):
+    """A folder of links to the entries of another, and a file that git-annex has not fetched."""
+    pixels, inside = images(shape=(6, 5)), tmp_path / "d"
+    for name, array in (("train-images-idx3", pixels), ("train-labels-idx1", labels())):
+        idx(inside / f"{name}-ubyte.gz", array)
+        (inside / f"{name}-ubyte").symlink_to("nowhere")
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (inside / f"{name}.ubyte").symlink_to(tmp_path / "folder")
+    found = prepare("idx", inside, tmp_path / "cache")
+    assert sum(len(found.split(name).labels) for name in ("train", "val", "test")) == len(pixels)
+    (inside / "t10k-images-idx3-ubyte").symlink_to("nowhere")
+    with pytest.raises(UserError, match="t10k-images-idx3-ubyte"):
+        prepare("idx", inside, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("name", ["", " ", "\u00a0"])
 def test_the_name_of_a_class_is_not_blank(tmp_path: Path, name: str) -> None:
     file = tmp_path / "some.npz"

@@ -7,7 +7,7 @@ import pytest
 from krscale.config import field_paths, load
 from krscale.errors import UserError
 from krscale.search.space.space import load_space
-from krscale.search.space.unused import IDLE_WITH, IDLE_WITH_ALL
+from krscale.search.space.unused import IDLE_WITH
 
 UNTIL = '"distill.auxiliary_until" = "default"'
 
@@ -60,6 +60,11 @@ WHEN = '"distill.auxiliary_weight" = { type = "default", when = { "distill.granu
             ["distill.granularity=1"],
             "granularity is 1 in this experiment and distill.where_weight is 0.0 in this",
         ),
+        (
+            [INTERVAL],
+            ["distill.auxiliary_weight=0"],
+            "auxiliary_weight is 0.0 in this experiment and distill.where_weight is 0.0 in this",
+        ),
     ],
 )
 def test_a_field_that_no_trial_would_use_is_refused(
@@ -81,6 +86,7 @@ def test_a_field_that_no_trial_would_use_is_refused(
         ([WHEN % "{ high = 2 }", GRANULARITY], []),
         ([WHEN % "[1, 3]", GRANULARITY], []),
         ([INTERVAL], []),
+        ([INTERVAL], ["distill.auxiliary_weight=0", "distill.where_weight=1"]),
         ([INTERVAL], ["distill.granularity=1", "distill.where_weight=1"]),
         ([INTERVAL, GRANULARITY], ["distill.granularity=1"]),
     ],
@@ -92,6 +98,5 @@ def test_a_field_that_some_trials_use_is_searched(
 
 
 def test_what_makes_fields_idle_are_fields() -> None:
-    named = {path for needed in IDLE_WITH.values() for path, _ in needed}
-    together = {p for ways in IDLE_WITH_ALL.values() for needed in ways for p, _ in needed}
-    assert named | together | IDLE_WITH.keys() | IDLE_WITH_ALL.keys() <= set(field_paths())
+    named = {path for ways in IDLE_WITH.values() for way in ways for path, _ in way}
+    assert named | IDLE_WITH.keys() <= set(field_paths())
